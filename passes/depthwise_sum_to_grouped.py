@@ -1,0 +1,217 @@
+"""depthwise-sum-to-grouped: recognise a convolution whose channels are reshaped and summed, and make it a grouped one.
+
+    wide = Conv(x, Wd, group=C)
+    y    = bookkeeping(wide)          Reshape, Transpose, ReduceSum or ReduceMean, Squeeze, constant Add and Mul, ...
+
+becomes   y = layout(Conv(shuffle(x), W [M, C/G, *K], b, group=G))
+
+The bookkeeping is not matched but followed (`rewriter.track`): the longest chain of single readers whose effect is one
+fixed mixing of channels, the same at every position and batch entry.  What the mixing connects decides the form: equal
+blocks of channels give G groups, G = C a depthwise and G = 1 a dense convolution.  The classic wrong reshape ([C, m]
+summed over m) is what it is: a depthwise convolution with summed filters.  Groups that are not contiguous need a
+channel shuffle: folded into the weights of the convolution before (where it alone feeds this one), else a Gather or
+Reshape-Transpose-Reshape.
+
+Settings: `shuffle` = auto | producer | gather | reshape.
+Conditions: the chain holds a reduction over channels; constant weights; every tensor inside has one reader (Shape
+aside: a shape that others still need is computed from the new convolution).
+Safety: EXACT where weights only move; ROUNDING where they are combined (a scale, a mean, filters of one input summed).
+Source: DESIGN section 5; the form is what TensorFlow users wrote for ResNeXt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from rewriter import (
+    Builder,
+    ChannelMix,
+    ConvSite,
+    Declined,
+    Graph,
+    Layout,
+    Pass,
+    Rewrite,
+    Safety,
+    Settings,
+    Step,
+    closure,
+    convs,
+    fold_into_producer,
+    follow,
+    interleave,
+    lift,
+    may_reduce,
+    needs_layout,
+    prove,
+    reissue_shape,
+    require,
+    restore_layout,
+    shape_readers,
+    shuffle,
+)
+from rewriter.conv import Grouped, NotGrouped, mix
+
+
+class DepthwiseSumToGrouped(Pass):
+    """Conv + Reshape + ReduceSum in any spelling -> Conv(group=G)."""
+
+    name = "depthwise-sum-to-grouped"
+    safety = Safety.ROUNDING
+    defaults = {"shuffle": "auto"}  # noqa: RUF012 - never mutated
+    takes = "depthwise_sum"
+
+    def sites(self, graph: Graph) -> Iterator[int]:
+        yield from convs(graph.model)
+
+    def candidates(self, graph: Graph, node: int) -> tuple[Settings, ...]:
+        found = _recognise(graph, lift(graph.model, node))
+        if found.grouped.inputs is None:
+            return ({},)
+        ways = ["producer", "gather", *(["reshape"] if interleave(found.grouped.inputs) else [])]
+        return tuple({"shuffle": way} for way in ways)
+
+    def rewrite(self, graph: Graph, node: int, settings: Settings) -> Rewrite:
+        site = lift(graph.model, node)
+        found = _recognise(graph, site)
+        return _emit(self.name, graph, site, found, str(settings["shuffle"]))
+
+
+@dataclass(frozen=True)
+class Found:
+    """A proved chain: its steps, the layout of its last tensor, and the conv map it computes."""
+
+    steps: tuple[Step, ...]
+    layout: Layout
+    grouped: Grouped
+    ended: str
+
+
+def _recognise(graph: Graph, site: ConvSite) -> Found:
+    """The longest chain behind the conv that is a channel mix of grouped form, proved at every binding."""
+    ended = may_reduce(graph.model, site.y)
+    require(not ended, f"no sum over channels follows: {ended}", site.y)
+    chains = [_chain(graph, site, position) for position in range(len(graph.bindings))]
+    steps, ended = chains[0]
+    last = max((at for at, step in enumerate(steps) if step.state.reduced), default=None)
+    if last is None:
+        require(False, f"no sum over channels follows: {ended}", site.y, matched=1 + len(steps))
+    reasons: list[str] = []
+    for length in range(len(steps), 0, -1):
+        if not steps[length - 1].state.reduced:
+            break
+        try:
+            layout, mixing = _agree(graph, site, [chain[0] for chain in chains], length)
+            grouped = mix(site.weight, site.bias, site.group, mixing)
+        except Declined as no:
+            reasons.append(no.reason)
+            continue
+        except NotGrouped as no:
+            reasons.append(str(no))
+            continue
+        return Found(tuple(steps[:length]), layout, grouped, ended)
+    raise Declined(reasons[-1], site.y, steps[-1].tensor, matched=1 + len(steps))
+
+
+def _chain(graph: Graph, site: ConvSite, position: int) -> tuple[list[Step], str]:
+    bound = graph.bindings[position].bound
+    shape = bound.shape(site.y)
+    if shape is None or len(shape) != len(site.kernel) + 2:
+        raise Declined("the shape of its output cannot be derived: give --input-shape", site.y)
+    require(shape[1] == site.m, f"its input does not have {site.c} channels", site.y)
+    return follow(graph.model, bound, site.y, shape)
+
+
+def _agree(graph: Graph, site: ConvSite, chains: list[list[Step]], length: int) -> tuple[Layout, ChannelMix]:
+    """The same layout and mixing at every binding; declines when they differ or one chain is shorter."""
+    proofs = []
+    for position, steps in enumerate(chains):
+        require(len(steps) >= length, "its shapes work for one input size only", site.y)
+        shape = graph.bindings[position].bound.shape(site.y)
+        assert shape is not None
+        proofs.append(prove(steps[length - 1].state, shape))
+    layout, mixing = proofs[0]
+    for other, also in proofs[1:]:
+        require(
+            other == layout and (also.index == mixing.index).all(), "what it sums depends on the input size", site.y
+        )
+    return layout, mixing
+
+
+def _emit(name: str, graph: Graph, site: ConvSite, found: Found, way: str) -> Rewrite:
+    model, grouped = graph.model, found.grouped
+    output = found.steps[-1].tensor
+    chain = [site.index, *(step.node for step in found.steps)]
+    removed = closure(model, chain, site.x)
+    build = Builder(model, f"{output}/grouped")
+    sizes = graph.sizes(site.y) or (None,) * (len(site.kernel) + 2)
+    x, gone = _shuffled_input(build, graph, site, grouped, way)
+    weight = build.constant(grouped.weight, "weight")
+    bias = None if grouped.bias is None else build.constant(grouped.bias, "bias")
+    tail = needs_layout(found.layout)
+    y = build.conv(site.node, x, weight, bias, grouped.group, None if tail or grouped.outputs is not None else output)
+    conv_out = y
+    if grouped.outputs is not None:
+        y = shuffle(build, y, grouped.outputs, "gather", sizes, None if tail else output)
+    if tail:
+        restore_layout(build, y, found.layout, sizes, output)
+    removed |= gone
+    removed |= _reissue_shapes(build, graph, site, found, removed, conv_out)
+    return Rewrite(
+        name,
+        output,
+        Safety.ROUNDING if grouped.combined else Safety.EXACT,
+        removed,
+        site.index,
+        tuple(build.nodes),
+        tuple(build.initializers),
+        f"Conv group {site.group} with {site.m} channels + {len(removed) - 1} nodes -> Conv group {grouped.group}"
+        + (
+            ""
+            if grouped.inputs is None
+            else f" behind a channel shuffle ({'in the weights before' if gone else 'Gather'})"
+        ),
+    )
+
+
+def _shuffled_input(
+    build: Builder, graph: Graph, site: ConvSite, grouped: Grouped, way: str
+) -> tuple[str, frozenset[int]]:
+    """The conv's input in the order its groups need, and the nodes that took the shuffle in."""
+    require(
+        way in ("auto", "producer", "gather", "reshape"), f"shuffle '{way}' is none of auto, producer, gather, reshape"
+    )
+    if grouped.inputs is None:
+        return site.x, frozenset()
+    if way in ("auto", "producer"):
+        try:
+            return fold_into_producer(build, graph.model, site.x, grouped.inputs)
+        except Declined:
+            if way == "producer":
+                raise
+    sizes = graph.sizes(site.x) or (None,) * (len(site.kernel) + 2)
+    return shuffle(build, site.x, grouped.inputs, "gather" if way == "auto" else way, sizes), frozenset()
+
+
+def _reissue_shapes(
+    build: Builder, graph: Graph, site: ConvSite, found: Found, removed: frozenset[int], y: str
+) -> frozenset[int]:
+    """Recompute the shapes of removed tensors that nodes outside still ask for; gives the Shape nodes replaced."""
+    bound = graph.bindings[0].bound
+    wide = bound.shape(site.y)
+    assert wide is not None
+    replaced: set[int] = set()
+    inner = Layout(("n", "c", *range(len(wide) - 2)), (wide[1],))
+    tensors = [(site.y, inner), *((step.tensor, None) for step in found.steps[:-1])]
+    states = {step.tensor: step.state for step in found.steps}
+    for tensor, layout in tensors:
+        for index in shape_readers(graph.model, tensor, removed):
+            node = graph.model.nodes[index]
+            require(
+                node.op_type == "Shape", f"the size of '{tensor}' inside the region is read by {node.op_type}", tensor
+            )
+            known = layout or prove(states[tensor], wide)[0]
+            reissue_shape(build, node, known, y)
+            replaced.add(index)
+    return frozenset(replaced)

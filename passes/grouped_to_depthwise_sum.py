@@ -1,0 +1,67 @@
+"""grouped-to-depthwise-sum: compute a grouped convolution as depthwise convolution + Reshape + ReduceSum.
+
+    y = Conv(x, W [M, C/G, *K], b, group=G)
+
+becomes, with I = C/G inputs and O = M/G outputs per group,
+
+    wide = Conv(x, Wd [C*O, 1, *K], group=C)        Wd[c*O + q, 0] = W[g*O + q, i],  c = g*I + i
+    y    = Reshape(ReduceSum(Reshape(wide, [N, G, I, O, *S]), axis I), [N, M, *S]) + b
+
+Conditions: 1 < G < C; constant weight and bias.  Any rank, stride, dilation, padding and float type.  Sizes that are
+not known before the model runs are read from the depthwise output with Shape.
+Safety: EXACT, weights only move; the sums are taken in another order.
+Source: the form TensorFlow users wrote before it had grouped convolutions; the equation is plain regrouping of the sum
+over a group's inputs.
+Use: for runtimes and devices that refuse grouped convolutions but take depthwise ones.  It is slow on ONNX Runtime.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from rewriter import Builder, Graph, Pass, Rewrite, Safety, Settings, convs, lift, require
+from rewriter.conv import grouped_to_depthwise
+
+
+class GroupedToDepthwiseSum(Pass):
+    """Conv(group=G) -> depthwise Conv + Reshape + ReduceSum (+ bias)."""
+
+    name = "grouped-to-depthwise-sum"
+    safety = Safety.EXACT
+
+    def sites(self, graph: Graph) -> Iterator[int]:
+        yield from convs(graph.model)
+
+    def rewrite(self, graph: Graph, node: int, settings: Settings) -> Rewrite:  # noqa: ARG002 - it has no settings
+        site = lift(graph.model, node)
+        require(site.group > 1, "it is dense (group 1), not grouped", site.y, matched=0)
+        require(site.i_per > 1, "it is depthwise already: each group has one input channel", site.y)
+        build = Builder(graph.model, f"{site.y}/depthwise_sum")
+        weight = build.constant(grouped_to_depthwise(site.weight, site.group), "weight")
+        wide = build.conv(site.node, site.x, weight, None, site.c, None)
+        rank = len(site.kernel)
+        known = graph.sizes(site.y) or (None,) * (rank + 2)
+        space = [
+            size if size is not None else build.sizes_of(wide, [axis + 2], "size")[0]
+            for axis, size in enumerate(known[2:])
+        ]
+        split = build.reshape(wide, [0, site.group, site.i_per, site.o_per, *space], "groups")
+        total = build.reduce_sum(split, 2, "sum")
+        if site.bias is None:
+            build.reshape(total, [0, site.m, *space], "merged", site.y)
+        else:
+            merged = build.reshape(total, [0, site.m, *space], "merged")
+            bias = build.constant(np.asarray(site.bias).reshape(1, -1, *[1] * rank), "bias")
+            build.node("Add", [merged, bias], "biased", site.y)
+        return Rewrite(
+            self.name,
+            site.y,
+            Safety.EXACT,
+            frozenset([node]),
+            node,
+            tuple(build.nodes),
+            tuple(build.initializers),
+            f"Conv group {site.group} -> depthwise Conv of {site.c * site.o_per} channels, summed over {site.i_per}",
+        )

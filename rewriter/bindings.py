@@ -1,0 +1,194 @@
+"""Concrete sizes for the unknown dimensions of a model's inputs.
+
+What the user gives wins; then sizes that constants in the graph imply (exporters bake 14 or 56 into shape arithmetic
+while calling the input dynamic); then batch sizes from the caller and two primes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from weakref import WeakKeyDictionary
+
+import onnx
+
+from rewriter.constants import constant, is_constant
+from rewriter.errors import BadInput
+from rewriter.model import Model
+from rewriter.shapes import Bound, Shape, bind
+
+PRIMES = (67, 71, 73, 79)
+"""Sizes for axes nothing is known about: primes, so that no two mix up, and large enough for five halvings."""
+_MULTIPLES = (1, 2, 4, 8, 16, 32)
+_USUAL = (224, 256, 112, 128, 299, 320, 384, 512, 640)
+_SHAPE_OPERATORS = frozenset({"Reshape", "Concat", "Slice", "Expand", "Resize", "Tile"})
+_TRIALS = 48
+_Key = tuple[tuple[tuple[str, Shape], ...], tuple[int, ...]]
+_FOUND: WeakKeyDictionary[Model, dict[_Key, tuple[Binding, ...]]] = WeakKeyDictionary()
+
+
+@dataclass(frozen=True)
+class Binding:
+    """One choice of input shapes: `shapes` by input, `chosen` those with axes nobody gave, `bound` every tensor's."""
+
+    shapes: Mapping[str, Shape]
+    chosen: Mapping[str, Shape]
+    bound: Bound
+
+
+def find_bindings(
+    model: Model, given: Mapping[str, Shape] | None = None, batches: Sequence[int] = (1, 3)
+) -> tuple[Binding, ...]:
+    """Bindings of the model's inputs: one per batch size when the batch is free, else one.
+
+    Raises BadInput when `given` names no input or contradicts a declared dimension.
+    """
+    shapes = dict(given or {})
+    _check_given(model, shapes)
+    key = (tuple(sorted(shapes.items())), tuple(batches))
+    known = _FOUND.setdefault(model, {})
+    if key not in known:
+        known[key] = _find(model, shapes, batches)
+    return known[key]
+
+
+def _find(model: Model, fixed: Mapping[str, Shape], batches: Sequence[int]) -> tuple[Binding, ...]:
+    free_batch = any(_is_free_batch(value, fixed) for value in model.inputs)
+    found: list[Binding] = []
+    others: Mapping[str, int] = {}
+    for batch in batches if free_batch else batches[:1]:
+        best = _best(model, fixed, batch, others)
+        others = _axes(best)
+        found.append(best)
+    return tuple(found)
+
+
+def _check_given(model: Model, given: Mapping[str, Shape]) -> None:
+    inputs = {value.name: value for value in model.inputs}
+    for name, shape in given.items():
+        if name not in inputs:
+            names = ", ".join(f"'{known}'" for known in inputs) or "none"
+            raise BadInput(f"--input-shape names '{name}', which is no input of the model; its inputs are {names}.")
+        declared = inputs[name].type.tensor_type
+        if not declared.HasField("shape"):
+            continue
+        dims = declared.shape.dim
+        fits = len(dims) == len(shape) and all(
+            known_size(dim) in (None, size) for dim, size in zip(dims, shape, strict=True)
+        )
+        if not fits or any(size < 0 for size in shape):
+            raise BadInput(f"--input-shape {name}:{_text(shape)} does not fit the declared {describe(inputs[name])}.")
+
+
+def known_size(dim: onnx.TensorShapeProto.Dimension) -> int | None:
+    """The dimension as a number; None for a name, for nothing, and for the 0 or -1 some exporters write for unknown."""
+    return int(dim.dim_value) if dim.HasField("dim_value") and dim.dim_value > 0 else None
+
+
+def describe(value: onnx.ValueInfoProto) -> str:
+    """The declared shape as text, unknown dimensions by name or `?`."""
+    if not value.type.tensor_type.HasField("shape"):
+        return "unknown rank"
+    dims = value.type.tensor_type.shape.dim
+    return "[" + ", ".join(str(known_size(d) or d.dim_param or "?") for d in dims) + "]"
+
+
+def _text(shape: Shape) -> str:
+    return ",".join(map(str, shape))
+
+
+def _is_free_batch(value: onnx.ValueInfoProto, given: Mapping[str, Shape]) -> bool:
+    dims = value.type.tensor_type.shape.dim
+    return value.name not in given and len(dims) > 1 and known_size(dims[0]) is None
+
+
+def _best(model: Model, given: Mapping[str, Shape], batch: int, known: Mapping[str, int]) -> Binding:
+    """The first choice of sizes without a contradiction, else the one with the fewest."""
+    best: Binding | None = None
+    for sizes in _choices(model, known):
+        shapes, chosen = _shapes(model, given, batch, sizes)
+        bound = bind(model, shapes)
+        trial = Binding(shapes, chosen, bound)
+        if best is None or len(bound.problems) < len(best.bound.problems):
+            best = trial
+        if not bound.problems or not chosen:
+            break
+    assert best is not None
+    return best
+
+
+def _choices(model: Model, known: Mapping[str, int]) -> Iterator[tuple[int, ...]]:
+    if known:
+        yield tuple(known.values())
+        return
+    yield PRIMES
+    for size in _implied_sizes(model)[:_TRIALS]:
+        yield (size,) * len(PRIMES)
+
+
+def _axes(binding: Binding) -> Mapping[str, int]:
+    sizes = [size for shape in binding.chosen.values() for size in shape[1:]]
+    return {f"{index}": size for index, size in enumerate(sizes)} if sizes else {}
+
+
+def _implied_sizes(model: Model) -> list[int]:
+    """Sizes that constants in shape operators suggest: each constant and its doublings, usual image sizes first."""
+    seen: set[int] = set()
+    for node in model.nodes:
+        if node.op_type not in _SHAPE_OPERATORS:
+            continue
+        for name in node.input[1:] if node.op_type != "Concat" else node.input:
+            header = model.headers.get(name)
+            if not is_constant(model, name) or (header is not None and sum(header.dims) > 16):
+                continue
+            value = constant(model, name)
+            if value is not None and value.dtype.kind == "i" and value.size <= 16:
+                seen.update(size for size in value.reshape(-1).tolist() if 1 < size <= 1024)
+    implied = {size * factor for size in seen for factor in _MULTIPLES if 4 <= size * factor <= 1024}
+    usual = [size for size in _USUAL if size in implied]
+    return usual + sorted(implied - set(usual))
+
+
+def _shapes(
+    model: Model, given: Mapping[str, Shape], batch: int, sizes: Sequence[int]
+) -> tuple[dict[str, Shape], dict[str, Shape]]:
+    shapes: dict[str, Shape] = {}
+    chosen: dict[str, Shape] = {}
+    by_name: dict[str, int] = {}
+    supply = iter(sizes)
+    for value in model.inputs:
+        if value.name in given:
+            shapes[value.name] = given[value.name]
+            continue
+        if not value.type.tensor_type.HasField("shape"):
+            continue
+        dims = value.type.tensor_type.shape.dim
+        channels = _channels_read(model, value.name)
+        shape = []
+        for axis, dim in enumerate(dims):
+            size = known_size(dim)
+            if size is not None:
+                shape.append(size)
+            elif axis == 0 and len(dims) > 1:
+                shape.append(batch)
+            elif axis == 1 and channels:
+                shape.append(channels)
+            else:
+                picked = by_name.get(dim.dim_param) or next(supply, PRIMES[-1])
+                if dim.dim_param:
+                    by_name[dim.dim_param] = picked
+                shape.append(picked)
+        shapes[value.name] = tuple(shape)
+        if any(known_size(dim) is None for dim in dims):
+            chosen[value.name] = tuple(shape)
+    return shapes, chosen
+
+
+def _channels_read(model: Model, tensor: str) -> int | None:
+    """Input channels of a Conv that reads the tensor directly."""
+    for index in model.wiring.readers(tensor):
+        node = model.nodes[index]
+        if node.op_type == "Conv" and node.input[0] == tensor and node.input[1] in model.headers:
+            group = next((entry.i for entry in node.attribute if entry.name == "group"), 1)
+            return int(model.headers[node.input[1]].dims[1] * group)
+    return None

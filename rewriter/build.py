@@ -1,0 +1,126 @@
+"""Build the nodes of a rewrite: fresh names, operators as the model's opset has them, constants as its IR."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+from onnx import numpy_helper
+from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
+
+from rewriter.constants import Array
+from rewriter.model import Model
+from rewriter.names import Names
+
+_AXES_AS_INPUT = {"ReduceSum": 13, "Squeeze": 13, "Unsqueeze": 13, "ReduceMean": 18}
+
+
+class Builder:
+    """Collects nodes and initializers for one rewrite; `prefix` starts every new name."""
+
+    def __init__(self, model: Model, prefix: str) -> None:
+        self._model = model
+        self._names = Names(model)
+        self._prefix = prefix
+        self.nodes: list[onnx.NodeProto] = []
+        self.initializers: list[onnx.TensorProto] = []
+
+    def constant(self, value: Array, hint: str) -> str:
+        """A constant tensor: an initializer; up to IR version 3, where those must be graph inputs, a Constant node."""
+        name = self._names.fresh(f"{self._prefix}/{hint}")
+        tensor = numpy_helper.from_array(np.ascontiguousarray(value), name)
+        if self._model.ir_version >= 4:
+            self.initializers.append(tensor)
+            return name
+        node = onnx.helper.make_node("Constant", [], [name], name=self._names.fresh(f"{name}/node"))
+        node.attribute.append(onnx.AttributeProto(name="value", type=onnx.AttributeProto.TENSOR, t=tensor))
+        self.nodes.append(node)
+        return name
+
+    def shape_constant(self, sizes: Sequence[int], hint: str) -> str:
+        return self.constant(np.asarray(sizes, np.int64), hint)
+
+    def node(
+        self, op_type: str, inputs: Sequence[str], hint: str, output: str | None = None, **attrs: int | list[int]
+    ) -> str:
+        """Add a node of the default domain; gives its output's name (`output`, or a fresh one from `hint`)."""
+        result = output or self._names.fresh(f"{self._prefix}/{hint}")
+        made = gs.Node(
+            op=op_type,
+            name=self._names.fresh(f"{self._prefix}/{hint}/node"),
+            attrs=dict(attrs),
+            inputs=[gs.Variable(name) for name in inputs],
+            outputs=[gs.Variable(result)],
+        )
+        self.nodes.append(OnnxExporter.export_node(made))
+        return result
+
+    def conv(
+        self, original: onnx.NodeProto, x: str, weight: str, bias: str | None, group: int, output: str | None
+    ) -> str:
+        """A copy of a Conv (its name, strides, dilations, pads, auto_pad, metadata) with other operands and group."""
+        result = output or self._names.fresh(f"{self._prefix}/conv")
+        copy = onnx.NodeProto()
+        copy.CopyFrom(original)
+        copy.input[:] = [x, weight] if bias is None else [x, weight, bias]
+        copy.output[:] = [result]
+        for entry in copy.attribute:
+            if entry.name == "group":
+                entry.i = group
+                break
+        else:
+            if group != 1:
+                copy.attribute.append(onnx.helper.make_attribute("group", group))
+        self.nodes.append(copy)
+        return result
+
+    def copy(self, original: onnx.NodeProto, x: str) -> str:
+        """A copy of a one-output node that reads x first and gives a fresh tensor."""
+        node = onnx.NodeProto()
+        node.CopyFrom(original)
+        node.input[0] = x
+        node.output[:] = [self._names.fresh(f"{self._prefix}/{original.op_type.lower()}")]
+        self.nodes.append(node)
+        return str(node.output[0])
+
+    def reduce_sum(self, x: str, axis: int, hint: str, output: str | None = None) -> str:
+        """ReduceSum over one axis without keeping it; axes are an input from opset 13 on."""
+        if self._model.opset < _AXES_AS_INPUT["ReduceSum"]:
+            return self.node("ReduceSum", [x], hint, output, axes=[axis], keepdims=0)
+        return self.node("ReduceSum", [x, self.shape_constant([axis], f"{hint}/axes")], hint, output, keepdims=0)
+
+    def transpose(self, x: str, perm: Sequence[int], hint: str, output: str | None = None) -> str:
+        return self.node("Transpose", [x], hint, output, perm=list(perm))
+
+    def reshape(self, x: str, sizes: Sequence[int | str], hint: str, output: str | None = None) -> str:
+        """Reshape to `sizes`: numbers, or names of one-element int64 tensors; 0 copies the size of that axis."""
+        return self.node("Reshape", [x, self.shape(sizes, f"{hint}/shape")], hint, output)
+
+    def shape(self, sizes: Sequence[int | str], hint: str, output: str | None = None) -> str:
+        """A shape vector from numbers and names of int64 vectors, as a constant where it is one."""
+        numbers = [size for size in sizes if isinstance(size, int)]
+        if len(numbers) == len(sizes) and output is None:
+            return self.shape_constant(numbers, hint)
+        parts: list[str] = []
+        run: list[int] = []
+        for size in [*sizes, ""]:
+            if isinstance(size, int):
+                run.append(size)
+                continue
+            if run:
+                parts.append(self.shape_constant(run, f"{hint}/{len(parts)}"))
+                run = []
+            if size:
+                parts.append(size)
+        return self.node("Concat", parts, hint, output, axis=0)
+
+    def gather(self, x: str, indices: Sequence[int] | Array, axis: int, hint: str, output: str | None = None) -> str:
+        picks = self.constant(np.asarray(indices, np.int64), f"{hint}/indices")
+        return self.node("Gather", [x, picks], hint, output, axis=axis)
+
+    def sizes_of(self, x: str, axes: Sequence[int], hint: str) -> list[str]:
+        """Run-time sizes of the tensor's axes, each a one-element int64 vector."""
+        shape = self.node("Shape", [x], f"{hint}/of")
+        return [self.gather(shape, [axis], 0, f"{hint}/{axis}") for axis in axes]

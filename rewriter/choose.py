@@ -1,0 +1,190 @@
+"""Choose among candidate rewrites by measuring each in its neighbourhood: real weights, captured activations."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+
+from rewriter.context import neighbourhood, signature
+from rewriter.graph import Graph
+from rewriter.model import Model
+from rewriter.options import Feeds, RunOptions
+from rewriter.propose import Applied, merge, overlap
+from rewriter.region import boundary, extract
+from rewriter.rule import Attempt
+from rewriter.session import SessionFailed, open_session, run
+from rewriter.timing import Contender, Timing, compare
+
+_BLOCK_SECONDS = 0.01
+_WARMUP_SECONDS = 0.05
+_MOST_SECONDS, _LEAST_SECONDS = 4.0, 0.4
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Place:
+    """One convolution, its candidates, and the model cut out around it."""
+
+    start: str
+    candidates: tuple[Applied, ...]
+    nodes: frozenset[int]
+    entering: tuple[str, ...]
+    leaving: tuple[str, ...]
+    part: onnx.ModelProto
+    key: str
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The fastest candidate of a place, and the measurement that says so."""
+
+    applied: Applied
+    timing: Timing
+    measured_at: str
+
+
+def places(graph: Graph, candidates: Mapping[str, Sequence[Applied]], feeds: Feeds) -> list[Place]:
+    """The candidates with what they have to be timed in, at the shapes of `feeds`."""
+    shapes = {name: tuple(array.shape) for name, array in feeds.items()}
+    bound = graph.bound_at(shapes)
+    found = []
+    for start, options in candidates.items():
+        region = frozenset().union(*(option.rewrite.removed for option in options))
+        nodes = neighbourhood(graph.model, region)
+        entering, leaving = boundary(graph.model, nodes)
+        if not leaving or any(name not in bound.types for name in entering):
+            continue
+        part = extract(graph.model, nodes, {name: bound.types[name] for name in entering}, leaving)
+        settings = [(option.step.rule.name, sorted(option.step.settings.items())) for option in options]
+        key = f"{signature(part)} {settings}"
+        found.append(Place(start, tuple(options), nodes, entering, leaving, part, key))
+    return found
+
+
+def choose(
+    graph: Graph, found: Sequence[Place], feeds: Feeds, options: RunOptions, deadline: float, progress: Progress
+) -> tuple[list[Choice], list[Attempt]]:
+    """Measure each distinct place once; gives the winners, one per place at most, and what became of the others.
+
+    `deadline` is a time of `time.perf_counter`; places that it leaves no time for are reported, not guessed.
+    """
+    distinct: dict[str, Place] = {}
+    for place in found:
+        distinct.setdefault(place.key, place)
+    captured = _capture(graph.model, list(distinct.values()), feeds, options)
+    measured: dict[str, list[Timing] | str] = {}
+    for number, (key, place) in enumerate(distinct.items()):
+        progress("measuring candidates", number, len(distinct))
+        left = deadline - time.perf_counter()
+        if left < _LEAST_SECONDS:
+            measured[key] = "The time budget was spent before it could be measured: raise --budget."
+            continue
+        seconds = min(_MOST_SECONDS, max(_LEAST_SECONDS, left / (len(distinct) - number)))
+        try:
+            measured[key] = _measure(graph.model, place, captured, options, seconds)
+        except SessionFailed as error:
+            measured[key] = f"It could not be measured: {error}"
+    progress("measuring candidates", len(distinct), len(distinct))
+    choices: list[Choice] = []
+    attempts: list[Attempt] = []
+    for place in found:
+        result = measured[place.key]
+        if isinstance(result, str):
+            attempts += [_attempt(option, "not_worth_it", result) for option in place.candidates]
+            continue
+        choice, others = _decide(place, result, distinct[place.key].start)
+        attempts += others
+        choices += [choice] if choice else []
+    return choices, attempts
+
+
+def compatible(choices: Sequence[Choice]) -> tuple[list[Choice], list[Choice]]:
+    """The choices that can be applied together, best first, and the rest."""
+    kept: list[Choice] = []
+    rest: list[Choice] = []
+    for choice in sorted(choices, key=lambda entry: -entry.timing.speedup):
+        clash = any(overlap(choice.applied.rewrite, other.applied.rewrite) for other in kept)
+        (rest if clash else kept).append(choice)
+    return kept, rest
+
+
+def _decide(place: Place, timings: Sequence[Timing], measured_at: str) -> tuple[Choice | None, list[Attempt]]:
+    ranked = sorted(zip(place.candidates, timings, strict=True), key=lambda pair: -pair[1].speedup)
+    attempts = []
+    winner: Choice | None = None
+    for option, timing in ranked:
+        if winner is None and timing.verdict == "FASTER":
+            winner = Choice(option, timing, measured_at)
+        elif timing.verdict == "FASTER" and winner is not None:
+            better = f"{winner.applied.step.rule.name} ({winner.applied.rewrite.summary})"
+            reason = f"{describe(timing)}, but {better} was faster: {describe(winner.timing)}."
+            attempts.append(_attempt(option, "not_worth_it", reason, timing))
+        elif timing.verdict == "SLOWER":
+            attempts.append(_attempt(option, "slower", f"{describe(timing)}.", timing))
+        else:
+            attempts.append(
+                _attempt(option, "not_worth_it", f"{describe(timing)}: no effect beyond the noise.", timing)
+            )
+    return winner, attempts
+
+
+def describe(timing: Timing) -> str:
+    """`1.44x (1.41 to 1.47) in context`."""
+    if timing.interval is None:
+        return f"{timing.speedup:.2f}x in context (too few pairs for an interval)"
+    return f"{timing.speedup:.2f}x ({timing.interval[0]:.2f} to {timing.interval[1]:.2f}) in context"
+
+
+def _attempt(option: Applied, outcome: str, reason: str, timing: Timing | None = None) -> Attempt:
+    details = {} if timing is None else {"speedup": timing.speedup, "interval": timing.interval}
+    made = option.rewrite
+    assert outcome in ("slower", "not_worth_it")
+    return Attempt(
+        option.step.rule.name,
+        made.site,
+        "slower" if outcome == "slower" else "not_worth_it",
+        reason,
+        summary=made.summary,
+        details=details,
+    )
+
+
+def _capture(model: Model, found: Sequence[Place], feeds: Feeds, options: RunOptions) -> Feeds:
+    """Activations at every place's border, from one run of the whole model."""
+    names = {name for place in found for name in place.entering} - feeds.keys()
+    known = {name for name in feeds if name in {value.name for value in model.skeleton.graph.input}}
+    present = {value.name for value in model.outputs}
+    extra = [onnx.ValueInfoProto(name=name) for name in sorted(names - present)]
+    session = open_session(
+        model.with_outputs(extra).to_bytes(), options.runtime.at("disable"), external_folder=model.folder
+    )
+    values = run(session, {name: feeds[name] for name in known}, sorted(names)) if names else {}
+    return {**feeds, **values}
+
+
+def _measure(model: Model, place: Place, captured: Feeds, options: RunOptions, seconds: float) -> list[Timing]:
+    inside = {name for index in place.nodes for name in model.nodes[index].output if name}
+    types = {value.name: value.type for value in place.part.graph.input}
+    contenders = []
+    for option in place.candidates:
+        after = model.splice(merge([option.rewrite]))
+        made = inside | {name for node in option.rewrite.added for name in node.output}
+        nodes = [index for index, node in enumerate(after.nodes) if made & set(node.output)]
+        part = extract(after, nodes, types, place.leaving)
+        contenders.append(Contender(f"{option.step.rule.name} at '{option.rewrite.site}'", part, model.folder))
+    feeds: dict[str, np.ndarray] = {name: captured[name] for name in place.entering}
+    return compare(
+        Contender("original", place.part, model.folder),
+        contenders,
+        feeds,
+        options.runtime,
+        budget_seconds=seconds,
+        block_seconds=_BLOCK_SECONDS,
+        warmup_seconds=_WARMUP_SECONDS,
+        seed=options.seed,
+    )

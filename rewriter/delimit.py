@@ -1,0 +1,68 @@
+"""Delimit a region: which nodes go with it because nobody else needs them, and whose shape others still ask for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from rewriter.model import Model
+
+
+def closure(model: Model, nodes: Iterable[int], entering: str) -> frozenset[int]:
+    """The nodes plus every node before them that only they read: shape arithmetic and constants.
+
+    `entering` is the region's data input, whose producer stays whatever it is.
+    """
+    region = set(nodes)
+    todo = sorted(region, reverse=True)
+    while todo:
+        for name in model.nodes[todo.pop()].input:
+            maker = model.wiring.producer(name) if name and name != entering else None
+            if maker is None or maker in region or model.nodes[maker].op_type not in _SHAPE_ARITHMETIC:
+                continue
+            outputs = [output for output in model.nodes[maker].output if output]
+            if any(model.wiring.escapes(output) for output in outputs):
+                continue
+            if all(set(model.wiring.readers(output)) <= region for output in outputs):
+                region.add(maker)
+                todo.append(maker)
+    return frozenset(region)
+
+
+def shape_readers(model: Model, tensor: str, region: frozenset[int]) -> list[int]:
+    """Shape nodes outside the region that read the tensor."""
+    return [index for index in model.wiring.readers(tensor) if index not in region]
+
+
+_SHAPE_ARITHMETIC = frozenset(
+    [
+        "Shape",
+        "Size",
+        "Gather",
+        "Slice",
+        "Concat",
+        "Cast",
+        "Squeeze",
+        "Unsqueeze",
+        "Add",
+        "Sub",
+        "Mul",
+        "Div",
+        "Mod",
+        "Min",
+        "Max",
+        "Neg",
+        "Abs",
+        "Floor",
+        "Ceil",
+        "Reshape",
+        "ReduceProd",
+        "ReduceSum",
+        "Identity",
+        "Constant",
+        "ConstantOfShape",
+        "Range",
+        "Where",
+        "Equal",
+        "Split",
+    ]
+)

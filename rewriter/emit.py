@@ -1,0 +1,108 @@
+"""Emit the nodes around a new convolution: its output's layout, channel shuffles, shapes others still ask for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx
+
+from rewriter.build import Builder
+from rewriter.constants import attribute
+from rewriter.conv import Ints
+from rewriter.proof import Layout
+from rewriter.rule import require
+
+
+def restore_layout(build: Builder, y: str, layout: Layout, sizes: Sequence[int | None], output: str) -> None:
+    """Bring a conv output `[N, M, *S]` into `layout` under the name `output`; `sizes` are those known, else None.
+
+    Adds no node when y already has the layout (`needs_layout`): then the caller must have named y `output`.
+    """
+    perm = _complete(layout)
+    plain = len(layout.channels) == 1
+    in_order = perm == tuple(range(len(perm)))
+    if not in_order:
+        y = build.transpose(y, perm, "to_layout", output if plain else None)
+    if not plain:
+        build.reshape(y, _target(build, y, layout, perm, sizes), "to_channels", output)
+
+
+def needs_layout(layout: Layout) -> bool:
+    """Whether `restore_layout` adds nodes."""
+    perm = _complete(layout)
+    return len(layout.channels) != 1 or perm != tuple(range(len(perm)))
+
+
+def _complete(layout: Layout) -> tuple[int, ...]:
+    """The permutation of `[N, M, *S]`, channels last where the layout dropped them; declines unless adjacent."""
+    places = [axis for axis, role in enumerate(layout.axes) if role == "c"]
+    adjacent = not places or places[-1] - places[0] == len(places) - 1
+    require(adjacent, "its channels end up in axes that are not next to each other")
+    return layout.perm if places else (*layout.perm, 1)
+
+
+def _target(
+    build: Builder, y: str, layout: Layout, perm: tuple[int, ...], sizes: Sequence[int | None]
+) -> list[int | str]:
+    """Reshape target from the permuted conv output to the layout: 0 copies while axes line up, run-time sizes after."""
+    target: list[int | str] = []
+    channels = iter(layout.channels)
+    for axis, role in enumerate(layout.axes):
+        if role == "c":
+            target.append(next(channels))
+            continue
+        place = 0 if role == "n" else int(role) + 2
+        known = sizes[place]
+        if axis < len(perm) and perm[axis] == place:
+            target.append(0)
+        elif known is not None:
+            target.append(known)
+        else:
+            target.append(build.sizes_of(y, [perm.index(place)], "size")[0])
+    return target
+
+
+def shuffle(
+    build: Builder, x: str, order: Ints, how: str, sizes: Sequence[int | None], output: str | None = None
+) -> str:
+    """`y[:, k] = x[:, order[k]]` by Gather, or by Reshape-Transpose-Reshape where the order is a regular interleave."""
+    if how != "reshape":
+        return build.gather(x, order, 1, "shuffle", output)
+    parts = interleave(order)
+    require(parts is not None, "its channel order is no regular interleave, so no Reshape-Transpose-Reshape makes it")
+    assert parts is not None
+    space = [
+        size if size is not None else build.sizes_of(x, [axis], "size")[0]
+        for axis, size in enumerate(sizes)
+        if axis > 1
+    ]
+    split = build.reshape(x, [0, *parts, *space], "split_channels")
+    swapped = build.transpose(split, [0, 2, 1, *range(3, 3 + len(space))], "swap")
+    return build.reshape(swapped, [0, len(order), *space], "shuffled", output)
+
+
+def interleave(order: Ints) -> tuple[int, int] | None:
+    """(a, b) when the order is `arange(a*b).reshape(a, b).T`, else None."""
+    if len(order) < 2:
+        return None
+    stride = int(order[1])  # channels 0, b, 2b ... come first
+    if stride <= 0 or len(order) % stride:
+        return None
+    a, b = len(order) // stride, stride
+    regular = np.arange(a * b).reshape(a, b).T.reshape(-1)
+    return (a, b) if np.array_equal(order, regular) else None
+
+
+def reissue_shape(build: Builder, node: onnx.NodeProto, layout: Layout, y: str) -> None:
+    """Give a Shape node's output from the new conv output y `[N, M, *S]`, for a removed tensor of the given layout."""
+    dims: list[int | str] = []
+    channels = iter(layout.channels)
+    for role in layout.axes:
+        if role == "c":
+            dims.append(next(channels))
+        else:
+            dims += build.sizes_of(y, [0 if role == "n" else int(role) + 2], "shape")
+    begin, end = attribute(node, "start"), attribute(node, "end")
+    picked = dims[begin.i if begin else 0 : end.i if end else len(dims)]
+    build.shape(picked, "shape", output=node.output[0])

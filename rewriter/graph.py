@@ -1,0 +1,44 @@
+"""The model as passes see it: nodes, wiring, constants, and the shapes that can be known before it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from rewriter.bindings import Binding, find_bindings
+from rewriter.model import Model
+from rewriter.shapes import Bound, Shape, bind
+
+PROOF_BATCHES = (2, 3)
+"""Batch sizes at which shape claims are proved: neither is 1, where a batch axis looks like any other."""
+
+
+@dataclass(frozen=True, eq=False)
+class Graph:
+    """A model with `given` input shapes, which choose sizes for proofs and never end up in the output."""
+
+    model: Model
+    given: Mapping[str, Shape] = field(default_factory=dict)
+
+    @cached_property
+    def bindings(self) -> tuple[Binding, ...]:
+        """Concrete shapes to prove at: two where the batch is free, else one."""
+        return find_bindings(self.model, self.given, PROOF_BATCHES)
+
+    @cached_property
+    def declared(self) -> Bound:
+        """Shapes that hold for every input: only what the model itself declares or implies."""
+        return bind(self.model, {})
+
+    def bound_at(self, shapes: Mapping[str, Shape]) -> Bound:
+        """Every tensor's shape for inputs of these shapes."""
+        return bind(self.model, shapes)
+
+    def sizes(self, tensor: str) -> tuple[int | None, ...] | None:
+        """The tensor's sizes that hold for every input, None for a free axis; None when not even the rank is known."""
+        kind = self.declared.types.get(tensor)
+        if kind is None or not kind.tensor_type.HasField("shape"):
+            return None
+        dims = kind.tensor_type.shape.dim
+        return tuple(int(d.dim_value) if d.HasField("dim_value") and d.dim_value > 0 else None for d in dims)

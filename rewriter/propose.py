@@ -1,0 +1,164 @@
+"""Propose rewrites: ask a pass at every site, and apply the proposals that do not get in each other's way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import onnx
+
+from rewriter.errors import BadInput
+from rewriter.graph import Graph
+from rewriter.model import Edit, Model
+from rewriter.rule import Attempt, Declined, Pass, Rewrite, Settings
+from rewriter.wiring import subgraphs
+
+
+@dataclass(frozen=True)
+class Step:
+    """One pass with its settings, at all sites or at those named."""
+
+    rule: Pass
+    settings: Settings = field(default_factory=dict)
+    sites: frozenset[str] | None = None
+
+
+@dataclass(frozen=True)
+class Applied:
+    """A rewrite that is in the model: which step made it, and the record of it."""
+
+    step: Step
+    rewrite: Rewrite
+    why: str = ""
+    """The measurement that chose it; empty where it was asked for."""
+
+
+def ask(graph: Graph, rule: Pass, node: int, settings: Settings) -> Rewrite | Attempt:
+    """The pass's rewrite at a node, or the attempt that says why not."""
+    try:
+        return rule.propose(graph, node, settings)
+    except Declined as no:
+        site = graph.model.nodes[node].output[0]
+        return Attempt(rule.name, site, "declined", _sentence(no.reason), no.where, no.matched)
+
+
+def _sentence(reason: str) -> str:
+    return reason[:1].upper() + reason[1:] + ("" if reason.endswith((".", "!", "?")) else ".")
+
+
+def sweep(model: Model, step: Step, given: Mapping[str, tuple[int, ...]]) -> tuple[Model, list[Applied], list[Attempt]]:
+    """Apply one step wherever it matches.
+
+    Proposals whose regions overlap are made again on the result of the first; a site is asked until it is settled.
+    """
+    applied: list[Applied] = []
+    attempts: list[Attempt] = []
+    waiting: set[str] | None = None
+    while True:
+        graph = Graph(model, given)
+        chosen: list[Rewrite] = []
+        late: set[str] = set()
+        for node in step.rule.sites(graph):
+            start = model.nodes[node].output[0]
+            if waiting is not None and start not in waiting:
+                continue
+            answer = ask(graph, step.rule, node, step.settings)
+            if isinstance(answer, Attempt):
+                attempts.append(answer)
+            elif step.sites is not None and answer.site not in step.sites:
+                continue
+            elif any(overlap(answer, other) for other in chosen):
+                late.add(start)
+            else:
+                chosen.append(answer)
+        model = model.splice(merge(chosen))
+        applied += [Applied(step, made) for made in chosen]
+        if not late or not chosen:
+            return model, applied, attempts
+        waiting = late
+
+
+def overlap(one: Rewrite, other: Rewrite) -> bool:
+    """Whether two rewrites of one model cannot be applied together: common nodes, or a new name in both."""
+    return bool(one.removed & other.removed) or bool(_new_names(one) & _new_names(other))
+
+
+def _new_names(rewrite: Rewrite) -> set[str]:
+    return {name for node in rewrite.added for name in node.output} | {tensor.name for tensor in rewrite.initializers}
+
+
+def merge(rewrites: Sequence[Rewrite]) -> Edit:
+    """One edit for rewrites that do not overlap."""
+    inserted: dict[int, tuple[onnx.NodeProto, ...]] = {}
+    for made in rewrites:
+        inserted[made.anchor] = inserted.get(made.anchor, ()) + made.added
+    removed = frozenset().union(*(made.removed for made in rewrites))
+    return Edit(removed, inserted, tuple(tensor for made in rewrites for tensor in made.initializers))
+
+
+def replay(applied: Sequence[Applied]) -> Callable[[onnx.ModelProto], onnx.ModelProto]:
+    """A function that makes the same rewrites in a model cut out around some of them, whatever its weights."""
+
+    def again(part: onnx.ModelProto) -> onnx.ModelProto:
+        model = Model.load(part)
+        for done in applied:
+            names = {name for node in model.nodes for name in node.output}
+            if done.rewrite.site in names:
+                step = Step(done.step.rule, done.step.settings, frozenset([done.rewrite.site]))
+                model, _, _ = sweep(model, step, {})
+        return model.to_proto()
+
+    return again
+
+
+def unreachable_sites(model: Model) -> list[Attempt]:
+    """Convolutions that no pass is asked about, each with the reason: those in subgraphs and model-local functions."""
+    found = [
+        Attempt("", name, "declined", f"It is inside the subgraph of {owner}; only the main graph is rewritten.")
+        for node in model.nodes
+        for owner, name in _inner_convs(node)
+    ]
+    for function in model.skeleton.functions:
+        found += [
+            Attempt(
+                "",
+                node.output[0],
+                "declined",
+                f"It is inside the function {function.name}; only the main graph is rewritten.",
+            )
+            for node in function.node
+            if node.op_type == "Conv"
+        ]
+    return found
+
+
+def _inner_convs(node: onnx.NodeProto) -> list[tuple[str, str]]:
+    found = []
+    for graph in subgraphs(node):
+        for inner in graph.node:
+            if inner.op_type == "Conv":
+                found.append((f"{node.op_type} '{node.output[0]}'", inner.output[0]))
+            found += _inner_convs(inner)
+    return found
+
+
+def parse_settings(known: Mapping[str, Pass], assignments: Sequence[str]) -> dict[str, Settings]:
+    """`pass.key=value` texts as settings by pass name; raises BadInput naming what is wrong with one."""
+    chosen: dict[str, dict[str, int | str | bool | float]] = {}
+    for text in assignments:
+        target, equals, value = text.partition("=")
+        name, dot, key = target.rpartition(".")
+        if not equals or not dot:
+            raise BadInput(f"--set {text} is not of the form pass.key=value.")
+        if name not in known:
+            raise BadInput(f"--set {text}: there is no pass '{name}'; there are: {', '.join(known)}.")
+        defaults = known[name].defaults
+        if key not in defaults:
+            keys = ", ".join(defaults) or "none"
+            raise BadInput(f"--set {text}: pass '{name}' has no setting '{key}'; it has: {keys}.")
+        kind = type(defaults[key])
+        try:
+            chosen.setdefault(name, {})[key] = value if kind is str else kind(value)
+        except ValueError:
+            raise BadInput(f"--set {text}: '{value}' is no {kind.__name__}.") from None
+    return dict(chosen)

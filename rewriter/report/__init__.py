@@ -1,0 +1,1 @@
+"""Reports: attempts, audits and timings as records, JSON and text."""

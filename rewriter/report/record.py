@@ -1,0 +1,172 @@
+"""The report: what was considered, what became of it, whether it is equivalent, and how fast it is, as one record."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections import Counter
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from rewriter.equivalence.records import Audit, Verdict
+from rewriter.model import Model
+from rewriter.rule import Attempt, Outcome
+from rewriter.session import Runtime
+from rewriter.timing import Timing
+
+SCHEMA = "https://onnx-conv-rewriter/report/1"
+"""Identifier of this report's layout; the number rises when a reader would have to change."""
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, populate_by_name=True)
+
+
+class AttemptRecord(_Record):
+    """One considered rewrite; `pass` in JSON."""
+
+    pass_name: str = Field(serialization_alias="pass")
+    site: str
+    outcome: Outcome
+    reason: str
+    summary: str = ""
+    where: tuple[str, ...] = ()
+    matched: int = 0
+    details: dict[str, Any] = {}
+
+
+class TimingRecord(_Record):
+    """The whole model before and after, in one interleaved run: milliseconds per run, speedup, its 95 % interval."""
+
+    provider: str
+    threads: int
+    speedup: float
+    interval: tuple[float, float] | None
+    before_ms: float
+    after_ms: float
+    verdict: Literal["FASTER", "SLOWER", "NOISE"]
+    reason: str
+    pairs: int
+    control_interval: tuple[float, float] | None
+    smallest_effect: float | None
+    nondeterministic: tuple[str, ...] = ()
+
+
+class FileRecord(_Record):
+    """One of the two models."""
+
+    path: str | None
+    sha256: str
+    bytes: int
+    nodes: int
+    ops: dict[str, int]
+
+
+class Report(_Record):
+    """What a command did; `to_json` is what `--report` writes."""
+
+    schema_id: str = Field(default=SCHEMA, serialization_alias="schema")
+    command: str
+    verdict: Verdict
+    grade: str | None
+    reason: str
+    changed: bool
+    """Whether the output differs from the input at all."""
+    attempts: tuple[AttemptRecord, ...]
+    timing: TimingRecord | None
+    audit: Audit | None
+    before: FileRecord
+    after: FileRecord
+    inputs: dict[str, tuple[int, ...]]
+    """Input shapes the timing ran with."""
+    chosen_shapes: dict[str, tuple[int, ...]]
+    """Those of them with dimensions that nobody gave."""
+    environment: dict[str, str]
+    notes: tuple[str, ...] = ()
+    seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        plain = self.model_dump(mode="json", by_alias=True, exclude={"audit"})
+        plain["audit"] = None if self.audit is None else self.audit.to_dict()
+        return plain
+
+
+def attempt_record(attempt: Attempt) -> AttemptRecord:
+    """An attempt as it stands in the report."""
+    return AttemptRecord(
+        pass_name=attempt.pass_name,
+        site=attempt.site,
+        outcome=attempt.outcome,
+        reason=attempt.reason,
+        summary=attempt.summary,
+        where=attempt.where,
+        matched=attempt.matched,
+        details=dict(attempt.details),
+    )
+
+
+def timing_record(timing: Timing) -> TimingRecord:
+    """A timing as it stands in the report."""
+    return TimingRecord(
+        provider=timing.provider,
+        threads=timing.threads,
+        speedup=timing.speedup,
+        interval=timing.interval,
+        before_ms=timing.before_ms,
+        after_ms=timing.after_ms,
+        verdict=timing.verdict,
+        reason=timing.reason,
+        pairs=timing.pairs,
+        control_interval=timing.control_interval,
+        smallest_effect=timing.smallest_effect,
+        nondeterministic=timing.nondeterministic,
+    )
+
+
+def file_record(model: Model, path: Path | None) -> FileRecord:
+    """Hash, size and operator counts of a model."""
+    ops = Counter(
+        f"{node.domain}:{node.op_type}" if node.domain not in ("", "ai.onnx") else node.op_type for node in model.nodes
+    )
+    return FileRecord(
+        path=None if path is None else str(path),
+        sha256=model.sha256,
+        bytes=model.size,
+        nodes=len(model.nodes),
+        ops=dict(sorted(ops.items())),
+    )
+
+
+def environment(runtime: Runtime) -> dict[str, str]:
+    """Versions and machine that the figures hold for."""
+    facts = {
+        name: _version(name) for name in ("onnx-conv-rewriter", "onnx", "onnxruntime", "onnx-graphsurgeon", "numpy")
+    }
+    facts["python"] = platform.python_version()
+    facts["machine"] = f"{platform.system()} {platform.machine()}"
+    facts["processor"] = _processor()
+    facts["cores"] = str(os.cpu_count())
+    facts["provider"] = runtime.provider
+    facts["ort_level"] = runtime.level
+    return facts
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _processor() -> str:
+    """The processor's name, where the system tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()

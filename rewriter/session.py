@@ -1,0 +1,263 @@
+"""ONNX Runtime sessions: one way to open a model and one way to run it, for audits, timing and census alike.
+
+Providers are explicit and never silently replaced, errors arrive as one sentence, nothing is printed, and tensors of
+types NumPy does not know (bfloat16, float8, int4, …) come out as the `ml_dtypes` arrays that onnx uses for them.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final, Literal, get_args
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from onnx import TensorProto, helper, numpy_helper
+
+from rewriter.errors import BadInput, NotVerified
+
+Level = Literal["disable", "basic", "extended", "layout", "all"]
+"""Graph optimization levels of ONNX Runtime; "all" is what is deployed by default."""
+
+Provider = Literal["cpu", "cuda"]
+"""Where a model is run."""
+
+_LEVELS: Final[Mapping[Level, ort.GraphOptimizationLevel]] = {
+    "disable": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
+    "basic": ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
+    "extended": ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
+    "layout": ort.GraphOptimizationLevel.ORT_ENABLE_LAYOUT,
+    "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
+}
+_PROVIDERS: Final[Mapping[Provider, str]] = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+_QUIET: Final = 4  # fatal only: at 3, a failing node is printed on stderr *and* raised
+_LONGEST_REASON: Final = 300
+# "…/reshape_helper.h:84 onnxruntime::ReshapeHelper::ReshapeHelper(const TensorShape&) ", or "utils.cc:7 Function "
+_CPP_LOCATION: Final = re.compile(r"\S+\.(?:cc|cpp|h|cu):\d+ (?:[\w:~]+ (?=[A-Z])|.*?\) (?:const )?)?")
+
+_NUMPY_KNOWS: Final = frozenset(
+    """tensor(float) tensor(double) tensor(float16) tensor(int8) tensor(int16) tensor(int32) tensor(int64)
+    tensor(uint8) tensor(uint16) tensor(uint32) tensor(uint64) tensor(bool) tensor(string)""".split()  # noqa: SIM905 - readable
+)
+_PACKED: Final = frozenset({"int4", "uint4", "int2", "uint2", "float4_e2m1fn"})  # several elements per byte
+
+
+class SessionFailed(NotVerified):
+    """ONNX Runtime could not load or run the model."""
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """How a model is run. Raises BadInput for an unknown provider or level, or a negative number of threads."""
+
+    provider: Provider = "cpu"
+    threads: int = 1
+    """Intra-op threads; 0 means ONNX Runtime's own default (all physical cores)."""
+    level: Level = "all"
+    provider_options: tuple[tuple[str, str], ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.provider not in get_args(Provider):
+            raise BadInput(f"Unknown provider {self.provider!r}: choose one of {', '.join(get_args(Provider))}.")
+        if self.level not in get_args(Level):
+            raise BadInput(f"Unknown ONNX Runtime level {self.level!r}: choose one of {', '.join(get_args(Level))}.")
+        if self.threads < 0:
+            raise BadInput(f"The number of threads is {self.threads}: give 1 or more, or 0 for ONNX Runtime's default.")
+
+    def at(self, level: Level) -> Runtime:
+        """The same runtime at another optimization level."""
+        return replace(self, level=level)
+
+
+def available(provider: Provider) -> bool:
+    """Whether the installed ONNX Runtime was built with `provider` (its libraries may still fail to load)."""
+    return _PROVIDERS[provider] in ort.get_available_providers()
+
+
+def require_provider(provider: Provider) -> None:
+    """Do nothing where `provider` is available; otherwise raise NotVerified saying what to install."""
+    if available(provider):
+        return
+    if provider == "cuda":
+        raise NotVerified(
+            f"The CUDA provider is not in the installed ONNX Runtime {ort.__version__}, which has only "
+            f"{_listed(ort.get_available_providers())}: on a machine with an NVIDIA GPU, replace the package "
+            "onnxruntime by onnxruntime-gpu (of the two, install only one), or use --provider cpu."
+        )
+    raise NotVerified(
+        f"The installed ONNX Runtime {ort.__version__} has no {provider} provider, only "
+        f"{_listed(ort.get_available_providers())}: reinstall the package onnxruntime."
+    )
+
+
+def open_session(
+    model: bytes | Path | onnx.ModelProto,
+    runtime: Runtime,
+    *,
+    external_folder: Path | None = None,
+    spin: bool = False,
+    optimized_to: Path | None = None,
+) -> ort.InferenceSession:
+    """Load `model` into ONNX Runtime, exactly as `runtime` says.
+
+    A path is opened by ONNX Runtime itself, which looks for external data beside it; for bytes and protos
+    `external_folder` is where it looks. `optimized_to` saves the graph as ONNX Runtime optimized it, weights in a data
+    file beside it. With `spin`, idle worker threads wait actively during a run, as in ONNX Runtime's default, but stop
+    when the run ends, so that sessions do not disturb each other; without it they sleep.
+    Raises NotVerified where the provider is missing, SessionFailed where the model cannot be loaded.
+    """
+    require_provider(runtime.provider)
+    wanted = _PROVIDERS[runtime.provider]
+    options = _options(runtime, external_folder, spin, optimized_to)
+    source = str(model) if isinstance(model, Path) else _serialised(model)
+    try:
+        # Without fallback: otherwise a provider that cannot start is replaced by the CPU's, with a print.
+        session = ort.InferenceSession(
+            source,
+            options,
+            providers=[wanted],
+            provider_options=[dict(runtime.provider_options)],
+            enable_fallback=0,
+        )
+    except Exception as error:  # ONNX Runtime's exceptions have no base class but Exception
+        raise SessionFailed(f"ONNX Runtime cannot load {_called(model)}: {reason(error)}.") from error
+    if wanted not in session.get_providers():
+        raise SessionFailed(
+            f"ONNX Runtime could not start its {runtime.provider} provider and would run {_called(model)} on "
+            f"{_listed(session.get_providers())}: check the driver, CUDA and cuDNN that onnxruntime-gpu needs."
+        )
+    return session
+
+
+def run(
+    session: ort.InferenceSession, feeds: Mapping[str, np.ndarray], outputs: Sequence[str] | None = None
+) -> dict[str, np.ndarray]:
+    """Run `session` once; returns the named outputs (default: all, in graph order). Raises SessionFailed."""
+    kinds = _kinds(session, outputs)
+    if not kinds:
+        return {}
+    values = prepare(session, feeds, outputs)()
+    return {name: _tensor(name, value, kind) for (name, kind), value in zip(kinds.items(), values, strict=True)}
+
+
+def prepare(
+    session: ort.InferenceSession, feeds: Mapping[str, np.ndarray], outputs: Sequence[str] | None = None
+) -> Callable[[], list[Any]]:
+    """A function that runs `session` once and does nothing else, so that it can be timed: plain `session.run`.
+
+    Its values are raw: NumPy arrays, or OrtValues where a tensor's type is none of NumPy's. It raises SessionFailed.
+    """
+    kinds = _kinds(session, outputs)
+    names = list(kinds)
+    exotic = not _NUMPY_KNOWS.issuperset(kinds.values()) or any(map(_exotic, feeds.values()))
+    values = {name: _ort_value(name, value) if exotic else value for name, value in feeds.items()}
+    call = session.run_with_ort_values if exotic else session.run
+
+    def once() -> list[Any]:
+        try:
+            return list(call(names, values))
+        except Exception as error:  # ONNX Runtime's exceptions have no base class but Exception
+            raise SessionFailed(f"ONNX Runtime cannot run the model: {reason(error)}.") from error
+
+    return once
+
+
+def reason(error: BaseException) -> str:
+    """ONNX Runtime's message on one line, without error code and C++ source location, shortened, no full stop."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", text)
+    node = re.match(r"Non-zero status code returned while running (\w+) node\. Name:'(.*?)' Status Message: (.*)", text)
+    where, text = (f"{node[1]} node {node[2]!r}: ", node[3]) if node else ("", text)
+    text = _CPP_LOCATION.sub("", text)
+    text = text.rpartition(" was false. ")[2]  # the failed C++ condition stands before the explanation
+    return (where + _shortened(text)).rstrip(". ")
+
+
+def _options(runtime: Runtime, external: Path | None, spin: bool, optimized_to: Path | None) -> ort.SessionOptions:
+    options = ort.SessionOptions()
+    options.log_severity_level = _QUIET
+    options.graph_optimization_level = _LEVELS[runtime.level]
+    options.intra_op_num_threads = runtime.threads
+    options.inter_op_num_threads = 1
+    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+    if spin:
+        options.add_session_config_entry("session.force_spinning_stop", "1")
+    else:
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if external is not None:
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(external))
+    if optimized_to is not None:
+        options.optimized_model_filepath = str(optimized_to)
+        # In a data file, because a protobuf message ends at 2 GB.
+        data = optimized_to.name + ".data"
+        options.add_session_config_entry("session.optimized_model_external_initializers_file_name", data)
+    return options
+
+
+def _serialised(model: bytes | onnx.ModelProto) -> bytes:
+    if isinstance(model, bytes):
+        return model
+    try:
+        return bytes(model.SerializeToString())
+    except Exception as error:  # protobuf says ValueError, EncodeError or RuntimeError, depending on its backend
+        raise SessionFailed(
+            f"The model cannot be serialised ({reason(error)}): keep its weights as external data."
+        ) from error
+
+
+def _kinds(session: ort.InferenceSession, outputs: Sequence[str] | None) -> dict[str, str]:
+    """ONNX Runtime's type, like "tensor(float)", of each output asked for."""
+    kinds: dict[str, str] = {value.name: value.type for value in session.get_outputs()}
+    if outputs is None:
+        return kinds
+    for name in outputs:
+        if name not in kinds:
+            raise SessionFailed(f"The model has no output {name!r}: its outputs are {_listed(list(kinds))}.")
+    return {name: kinds[name] for name in outputs}
+
+
+def _exotic(value: np.ndarray) -> bool:
+    return value.dtype.isbuiltin == 2  # registered with NumPy by a package, as ml_dtypes does
+
+
+def _ort_value(name: str, value: np.ndarray) -> ort.OrtValue:
+    """`value` for ONNX Runtime, which reads the array's memory in place and keeps it alive."""
+    array = np.asarray(value, order="C")
+    if not _exotic(array):
+        return ort.OrtValue.ortvalue_from_numpy(array)
+    code = helper.np_dtype_to_tensor_dtype(array.dtype)
+    if array.dtype.name in _PACKED:
+        raise SessionFailed(f"The input {name!r} is {array.dtype.name}, which ONNX Runtime's Python API cannot be fed.")
+    raw = array.view(np.uint16 if array.dtype.itemsize == 2 else np.uint8)
+    return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(raw, code)
+
+
+def _tensor(name: str, value: Any, kind: str) -> np.ndarray:
+    if isinstance(value, np.ndarray):
+        return value
+    if not isinstance(value, ort.OrtValue) or not value.is_tensor():
+        raise SessionFailed(f"The output {name!r} is {kind}, not a tensor: it cannot be compared.")
+    if kind in _NUMPY_KNOWS:
+        return np.asarray(value.numpy())
+    raw = ctypes.string_at(value.data_ptr(), value.tensor_size_in_bytes())
+    proto = TensorProto(data_type=value.element_type(), dims=value.shape(), raw_data=raw)
+    return np.asarray(numpy_helper.to_array(proto))
+
+
+def _shortened(text: str) -> str:
+    if len(text) <= _LONGEST_REASON:
+        return text
+    sentences, stop, _ = text[:_LONGEST_REASON].rpartition(". ")
+    return sentences if stop else text[:_LONGEST_REASON].rpartition(" ")[0] + " …"
+
+
+def _called(model: bytes | Path | onnx.ModelProto) -> str:
+    return str(model) if isinstance(model, Path) else "the model"
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names)

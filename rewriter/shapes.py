@@ -1,0 +1,227 @@
+"""Concrete shapes of every tensor once the graph inputs have concrete shapes, without running the model.
+
+Shapes come from ONNX's own per-operator inference, shape arithmetic (Shape, Gather, Slice, Concat ...) from ONNX's
+reference operators on small integer tensors.  Nothing is unified by dim_param: exporters name equal sizes differently.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+from onnx.reference import ReferenceEvaluator
+
+from rewriter.constants import Array, constant, is_constant
+from rewriter.model import Model
+
+Shape = tuple[int, ...]
+_SMALL = 4096  # elements: larger tensors are data, not shapes
+_SMALL_FLOAT = 16  # Resize scales and the like; larger float tensors are weights
+_ANY_TYPE = onnx.TensorProto.UNDEFINED
+
+
+@dataclass(frozen=True)
+class Bound:
+    """Shapes and small integer values of a model's tensors under one binding of its inputs."""
+
+    types: Mapping[str, onnx.TypeProto]
+    values: Mapping[str, Array]
+    problems: tuple[str, ...]
+    """One clause for each node whose shapes contradict each other under this binding."""
+
+    def shape(self, tensor: str) -> Shape | None:
+        """The tensor's shape, or None where it could not be derived."""
+        kind = self.types.get(tensor)
+        return None if kind is None else static_shape(kind)
+
+    def value(self, tensor: str) -> Array | None:
+        """The value of a constant or of shape arithmetic, or None."""
+        return self.values.get(tensor)
+
+
+def static_shape(kind: onnx.TypeProto) -> Shape | None:
+    """The shape of a tensor type when every dimension is a number, else None."""
+    if not kind.tensor_type.HasField("shape"):
+        return None
+    dims = kind.tensor_type.shape.dim
+    if any(not dim.HasField("dim_value") for dim in dims):
+        return None
+    return tuple(int(dim.dim_value) for dim in dims)
+
+
+def bind(model: Model, inputs: Mapping[str, Shape]) -> Bound:
+    """Derive shapes in graph order from `inputs`, shapes by name of graph inputs or any tensor to start from."""
+    pinned = dict(inputs)
+    types = _starting_types(model, pinned)
+    values: dict[str, Array] = {}
+    problems: list[str] = []
+    versions = {entry.domain or "": entry.version for entry in model.skeleton.opset_import}
+    declared = {info.name: info.type for info in model.skeleton.graph.value_info}
+    for node in model.nodes:
+        _constants_of(model, node, types, values)
+        value = _evaluate(node, types, values, versions)
+        if value is not None:
+            values[node.output[0]] = value
+            types[node.output[0]] = _tensor_type(_dtype(value), value.shape)
+            continue
+        problem = _contradiction(node, types, values)
+        if problem:
+            problems.append(problem)
+        inferred = {} if problem else _infer(node, types, values, versions)
+        for name in node.output:
+            kind = inferred.get(name)
+            if name in pinned:
+                kind = _tensor_type(kind.tensor_type.elem_type if kind else _ANY_TYPE, pinned[name])
+            elif kind is None or (static_shape(kind) is None and name in declared):
+                kind = declared.get(name, kind)
+            if kind is not None:
+                types[name] = kind
+    return Bound(types, values, tuple(problems))
+
+
+def _starting_types(model: Model, pinned: Mapping[str, Shape]) -> dict[str, onnx.TypeProto]:
+    types = {name: _tensor_type(header.data_type, tuple(header.dims)) for name, header in model.headers.items()}
+    for info in model.skeleton.graph.input:
+        if info.name in pinned:
+            types[info.name] = _tensor_type(info.type.tensor_type.elem_type, pinned[info.name])
+        elif info.name not in types:
+            types[info.name] = info.type
+    return types
+
+
+def _constants_of(
+    model: Model, node: onnx.NodeProto, types: dict[str, onnx.TypeProto], values: dict[str, Array]
+) -> None:
+    """Note the values of the node's small initializers, or of the node itself when it is a Constant."""
+    for name in node.output if node.op_type == "Constant" else node.input:
+        if name in values or not is_constant(model, name):
+            continue
+        header = model.headers.get(name) or next((entry.t for entry in node.attribute if entry.name == "value"), None)
+        if header is None and node.op_type != "Constant":
+            continue
+        if header is not None:
+            types[name] = _tensor_type(header.data_type, tuple(header.dims))
+        if header is not None and math.prod(header.dims) > _limit(header.data_type):
+            continue
+        value = constant(model, name)
+        if value is None:
+            continue
+        types[name] = _tensor_type(_dtype(value), value.shape)
+        if value.size <= _limit(_dtype(value)):
+            values[name] = value
+
+
+def _limit(elem_type: int) -> int:
+    whole = onnx.helper.tensor_dtype_to_np_dtype(elem_type).kind in "iub"
+    return _SMALL if whole else _SMALL_FLOAT
+
+
+def _evaluate(
+    node: onnx.NodeProto, types: Mapping[str, onnx.TypeProto], values: Mapping[str, Array], versions: Mapping[str, int]
+) -> Array | None:
+    """The node's value when it is shape arithmetic on known values, else None."""
+    if node.domain not in ("", "ai.onnx") or len(node.output) != 1 or not node.input:
+        return None
+    if node.output[0] in values:
+        return values[node.output[0]]
+    if node.op_type in ("Shape", "Size"):
+        shape = static_shape(types[node.input[0]]) if node.input[0] in types else None
+        if shape is None:
+            return None
+        if node.op_type == "Size":
+            return np.asarray(math.prod(shape), np.int64)
+        limits = {entry.name: entry.i for entry in node.attribute}
+        return np.asarray(shape[limits.get("start", 0) : limits.get("end", len(shape))], np.int64)
+    operands = [values.get(name) for name in node.input if name]
+    if any(value is None or value.dtype.kind not in "iub" for value in operands):
+        return None
+    known = [value for value in operands if value is not None]
+    if sum(value.size for value in known) > _SMALL:
+        return None
+    key = node.SerializeToString(deterministic=True)
+    packed = tuple((value.dtype.str, value.shape, value.tobytes()) for value in known)
+    return _reference(key, packed, versions.get("", 1))
+
+
+@lru_cache(maxsize=4096)
+def _reference(node: bytes, operands: tuple[tuple[str, Shape, bytes], ...], version: int) -> Array | None:
+    proto = onnx.NodeProto.FromString(node)
+    names = [name for name in proto.input if name]
+    feeds = {
+        name: np.frombuffer(data, dtype).reshape(shape)
+        for name, (dtype, shape, data) in zip(names, operands, strict=True)
+    }
+    graph = onnx.helper.make_graph(
+        [proto],
+        "shape arithmetic",
+        [onnx.helper.make_empty_tensor_value_info(name) for name in feeds],
+        [onnx.helper.make_empty_tensor_value_info(proto.output[0])],
+    )
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", version)])
+    try:
+        (result,) = ReferenceEvaluator(model).run(None, feeds)
+    except Exception:  # noqa: BLE001 - whatever stops the reference operator only means "value not known"
+        return None
+    return result if isinstance(result, np.ndarray) and result.size <= _SMALL and result.dtype.kind in "iub" else None
+
+
+def _contradiction(node: onnx.NodeProto, types: Mapping[str, onnx.TypeProto], values: Mapping[str, Array]) -> str:
+    """A Reshape to another number of elements: ONNX's inference lets it pass, running the model would not."""
+    if node.op_type != "Reshape" or len(node.input) < 2:
+        return ""
+    kind, target = types.get(node.input[0]), values.get(node.input[1])
+    shape = static_shape(kind) if kind is not None else None
+    if shape is None or target is None:
+        return ""
+    allow_zero = any(entry.name == "allowzero" and entry.i for entry in node.attribute)
+    if reshape_target(shape, tuple(int(size) for size in target), allow_zero) is None:
+        return f"Reshape '{node.output[0]}' cannot turn {list(shape)} into {target.tolist()}"
+    return ""
+
+
+def reshape_target(shape: Shape, target: Shape, allow_zero: bool = False) -> Shape | None:
+    """The shape a Reshape gives, -1 and 0 resolved; None when it would fail."""
+    sizes = list(target)
+    for axis, size in enumerate(sizes):
+        if size == 0 and not allow_zero:
+            if axis >= len(shape):
+                return None
+            sizes[axis] = shape[axis]
+    if sizes.count(-1) > 1 or any(size < -1 for size in sizes):
+        return None
+    total, known = math.prod(shape), math.prod(size for size in sizes if size != -1)
+    if -1 in sizes:
+        if known == 0 or total % known:
+            return None
+        sizes[sizes.index(-1)] = total // known
+    return tuple(sizes) if math.prod(sizes) == total else None
+
+
+def _infer(
+    node: onnx.NodeProto, types: Mapping[str, onnx.TypeProto], values: Mapping[str, Array], versions: Mapping[str, int]
+) -> Mapping[str, onnx.TypeProto]:
+    domain = "" if node.domain == "ai.onnx" else node.domain
+    try:
+        schema = onnx.defs.get_schema(node.op_type, versions.get(domain, 1), domain)
+        known = {name: types[name] for name in node.input if name in types}
+        data = {name: numpy_helper.from_array(values[name], name) for name in node.input if name in values}
+        imports = [onnx.helper.make_opsetid(name, version) for name, version in versions.items()]
+        found: Mapping[str, onnx.TypeProto] = onnx.shape_inference.infer_node_outputs(
+            schema, node, known, data, opset_imports=imports
+        )
+    except Exception:  # noqa: BLE001 - unknown operator or failed inference: the shape is simply not known
+        return {}
+    return found
+
+
+def _dtype(value: Array) -> int:
+    return int(onnx.helper.np_dtype_to_tensor_dtype(value.dtype))
+
+
+def _tensor_type(elem_type: int, shape: tuple[int, ...]) -> onnx.TypeProto:
+    return onnx.helper.make_tensor_type_proto(elem_type, shape)

@@ -1,0 +1,122 @@
+"""Survey: every convolution of a model with its form and cost, and what each pass would do to it or why not."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from rewriter.errors import BadInput
+from rewriter.graph import Graph
+from rewriter.lifting import convs, weight_shape
+from rewriter.propose import ask, unreachable_sites
+from rewriter.rule import Attempt, Pass
+from rewriter.shapes import Shape
+
+
+@dataclass(frozen=True)
+class Opinion:
+    """What one pass says about one convolution."""
+
+    pass_name: str
+    applies: bool
+    reason: str
+    """What it would do, or why it does not apply."""
+    matched: int = 0
+    """How near the miss is: 0 is a trivial one."""
+
+
+@dataclass(frozen=True)
+class Site:
+    """One convolution: `site` is its output tensor; sizes are None where they are not known before the model runs."""
+
+    site: str
+    form: str
+    group: int
+    channels_in: int | None
+    channels_out: int | None
+    kernel: Shape | None
+    output_shape: Shape | None
+    macs: int | None
+    """Multiply-accumulates at the output shape given."""
+    passes: tuple[Opinion, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON form: `site, form, group, channels_in, channels_out, kernel, output_shape, macs, passes[]`."""
+        return {
+            "site": self.site,
+            "form": self.form,
+            "group": self.group,
+            "channels_in": self.channels_in,
+            "channels_out": self.channels_out,
+            "kernel": None if self.kernel is None else list(self.kernel),
+            "output_shape": None if self.output_shape is None else list(self.output_shape),
+            "macs": self.macs,
+            "passes": [
+                {"pass": entry.pass_name, "applies": entry.applies, "reason": entry.reason} for entry in self.passes
+            ],
+        }
+
+
+def survey(graph: Graph, rules: Mapping[str, Pass]) -> tuple[list[Site], list[Attempt]]:
+    """Every Conv of the main graph, and the convolutions that no pass is asked about."""
+    opinions: dict[int, list[Opinion]] = {index: [] for index in convs(graph.model)}
+    forms: dict[int, str] = {}
+    for rule in rules.values():
+        for node in rule.sites(graph):
+            opinion = _opinion(graph, rule, node)
+            opinions.setdefault(node, []).append(opinion)
+            if opinion.applies and rule.takes:
+                forms[node] = rule.takes
+    sites = [_site(graph, node, forms.get(node), tuple(found)) for node, found in sorted(opinions.items())]
+    return sites, unreachable_sites(graph.model)
+
+
+def _opinion(graph: Graph, rule: Pass, node: int) -> Opinion:
+    answer = ask(graph, rule, node, {})
+    if isinstance(answer, Attempt):
+        return Opinion(rule.name, False, answer.reason, answer.matched)
+    return Opinion(rule.name, True, f"{answer.summary}: {answer.safety.value}.")
+
+
+def _site(graph: Graph, node: int, form: str | None, passes: tuple[Opinion, ...]) -> Site:
+    proto = graph.model.nodes[node]
+    group = next((int(entry.i) for entry in proto.attribute if entry.name == "group"), 1)
+    weight = _weight_shape(graph, node)
+    shape = graph.bindings[0].bound.shape(proto.output[0])
+    if graph.bindings[0].chosen and shape is not None:
+        shape = (1, *shape[1:])
+    macs = None
+    if weight is not None and shape is not None:
+        macs = math.prod(shape) * math.prod(weight[1:])
+    return Site(
+        site=proto.output[0],
+        form=form or _form(weight, group),
+        group=group,
+        channels_in=None if weight is None else weight[1] * group,
+        channels_out=None if weight is None else weight[0],
+        kernel=None if weight is None else weight[2:],
+        output_shape=shape,
+        macs=macs,
+        passes=passes,
+    )
+
+
+def _weight_shape(graph: Graph, node: int) -> Shape | None:
+    """The weight's shape, constant or not."""
+    try:
+        known = weight_shape(graph.model, node)
+    except BadInput:
+        known = None
+    return known or graph.bindings[0].bound.shape(graph.model.nodes[node].input[1])
+
+
+def _form(weight: Shape | None, group: int) -> str:
+    if weight is None:
+        return "unknown"
+    if group == 1:
+        return "pointwise" if math.prod(weight[2:]) == 1 else "dense"
+    if weight[1] > 1:
+        return "grouped"
+    return "depthwise" if weight[0] == group else f"depthwise x{weight[0] // group}"
