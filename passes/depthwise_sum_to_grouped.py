@@ -21,7 +21,6 @@ Source: DESIGN section 5; the form is what TensorFlow users wrote for ResNeXt.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from rewriter import (
@@ -31,18 +30,22 @@ from rewriter import (
     Declined,
     Graph,
     Layout,
+    Match,
+    NodePattern,
+    Op,
     Pass,
     Rewrite,
     Safety,
     Settings,
     Step,
+    Var,
     closure,
-    convs,
     fold_into_producer,
     follow,
     interleave,
     lift,
     may_reduce,
+    maybe,
     needs_layout,
     prove,
     reissue_shape,
@@ -62,20 +65,21 @@ class DepthwiseSumToGrouped(Pass):
     defaults = {"shuffle": "auto"}  # noqa: RUF012 - never mutated
     takes = "depthwise_sum"
 
-    def sites(self, graph: Graph) -> Iterator[int]:
-        yield from convs(graph.model)
+    @staticmethod
+    def pattern(op: Op, x: Var, w: Var, b: Var) -> NodePattern:
+        """A convolution with or without bias."""
+        return op.Conv(x, w, maybe(b))
 
-    def candidates(self, graph: Graph, node: int) -> tuple[Settings, ...]:
-        found = _recognise(graph, lift(graph.model, node))
-        if found.grouped.inputs is None:
+    def choices(self, graph: Graph, found: Match) -> tuple[Settings, ...]:
+        chain = _recognise(graph, lift(graph.model, found.node))
+        if chain.grouped.inputs is None:
             return ({},)
-        ways = ["producer", "gather", *(["reshape"] if interleave(found.grouped.inputs) else [])]
+        ways = ["producer", "gather", *(["reshape"] if interleave(chain.grouped.inputs) else [])]
         return tuple({"shuffle": way} for way in ways)
 
-    def rewrite(self, graph: Graph, node: int, settings: Settings) -> Rewrite:
-        site = lift(graph.model, node)
-        found = _recognise(graph, site)
-        return _emit(self.name, graph, site, found, str(settings["shuffle"]))
+    def rewrite(self, graph: Graph, found: Match, settings: Settings) -> Rewrite:
+        site = lift(graph.model, found.node)
+        return _emit(self.name, graph, site, _recognise(graph, site), str(settings["shuffle"]))
 
 
 @dataclass(frozen=True)

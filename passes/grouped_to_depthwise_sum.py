@@ -17,11 +17,9 @@ Use: for runtimes and devices that refuse grouped convolutions but take depthwis
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 
-from rewriter import Builder, Graph, Pass, Rewrite, Safety, Settings, convs, lift, require
+from rewriter import Builder, Graph, Match, NodePattern, Op, Pass, Rewrite, Safety, Settings, Var, lift, maybe, require
 from rewriter.conv import grouped_to_depthwise
 
 
@@ -31,11 +29,13 @@ class GroupedToDepthwiseSum(Pass):
     name = "grouped-to-depthwise-sum"
     safety = Safety.EXACT
 
-    def sites(self, graph: Graph) -> Iterator[int]:
-        yield from convs(graph.model)
+    @staticmethod
+    def pattern(op: Op, x: Var, w: Var, b: Var) -> NodePattern:
+        """A convolution with or without bias."""
+        return op.Conv(x, w, maybe(b))
 
-    def rewrite(self, graph: Graph, node: int, settings: Settings) -> Rewrite:  # noqa: ARG002 - it has no settings
-        site = lift(graph.model, node)
+    def rewrite(self, graph: Graph, found: Match, settings: Settings) -> Rewrite:  # noqa: ARG002 - it has no settings
+        site = lift(graph.model, found.node)
         require(site.group > 1, "it is dense (group 1), not grouped", site.y, matched=0)
         require(site.i_per > 1, "it is depthwise already: each group has one input channel", site.y)
         build = Builder(graph.model, f"{site.y}/depthwise_sum")
@@ -59,8 +59,8 @@ class GroupedToDepthwiseSum(Pass):
             self.name,
             site.y,
             Safety.EXACT,
-            frozenset([node]),
-            node,
+            frozenset([found.node]),
+            found.node,
             tuple(build.nodes),
             tuple(build.initializers),
             f"Conv group {site.group} -> depthwise Conv of {site.c * site.o_per} channels, summed over {site.i_per}",

@@ -15,11 +15,25 @@ back to one matrix product per group.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 
-from rewriter import Builder, ConvSite, Graph, Pass, Rewrite, Safety, Settings, convs, lift, nchwc_block, require
+from rewriter import (
+    Builder,
+    ConvSite,
+    Graph,
+    Match,
+    NodePattern,
+    Op,
+    Pass,
+    Rewrite,
+    Safety,
+    Settings,
+    Var,
+    lift,
+    maybe,
+    nchwc_block,
+    require,
+)
 from rewriter import conv as algebra
 
 
@@ -30,16 +44,18 @@ class Regroup(Pass):
     safety = Safety.FINITE
     defaults = {"factor": 0, "groups": 0, "block": 0}  # noqa: RUF012 - never mutated
 
-    def sites(self, graph: Graph) -> Iterator[int]:
-        yield from convs(graph.model)
+    @staticmethod
+    def pattern(op: Op, x: Var, w: Var, b: Var) -> NodePattern:
+        """A convolution with or without bias."""
+        return op.Conv(x, w, maybe(b))
 
-    def candidates(self, graph: Graph, node: int) -> tuple[Settings, ...]:
+    def choices(self, graph: Graph, found: Match) -> tuple[Settings, ...]:
         """The three smallest factors that reach the fast path."""
-        site = lift(graph.model, node)
+        site = lift(graph.model, found.node)
         return tuple({"factor": factor} for factor in _factors(site, _block({}))[:3])
 
-    def rewrite(self, graph: Graph, node: int, settings: Settings) -> Rewrite:
-        site = lift(graph.model, node)
+    def rewrite(self, graph: Graph, found: Match, settings: Settings) -> Rewrite:
+        site = lift(graph.model, found.node)
         require(site.group > 1, "it is dense (group 1): there are no groups to merge", site.y, matched=0)
         factor = _factor(site, settings)
         groups = site.group // factor
@@ -50,8 +66,8 @@ class Regroup(Pass):
             self.name,
             site.y,
             Safety.FINITE,
-            frozenset([node]),
-            node,
+            frozenset([found.node]),
+            found.node,
             tuple(build.nodes),
             tuple(build.initializers),
             f"Conv group {site.group} -> group {groups}, {site.i_per} -> {site.i_per * factor} channels per group",

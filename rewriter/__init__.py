@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from rewriter.api import inspect as inspect
     from rewriter.api import optimize as optimize
     from rewriter.api import rewrite as rewrite
+    from rewriter.base import Pass as Pass
     from rewriter.build import Builder as Builder
     from rewriter.census import nchwc_block as nchwc_block
     from rewriter.conv import ChannelMix as ChannelMix
@@ -36,11 +37,15 @@ if TYPE_CHECKING:
     from rewriter.lifting import ConvSite as ConvSite
     from rewriter.lifting import convs as convs
     from rewriter.lifting import lift as lift
+    from rewriter.match import Match as Match
     from rewriter.options import RunOptions as RunOptions
+    from rewriter.pattern import NodePattern as NodePattern
+    from rewriter.pattern import Op as Op
+    from rewriter.pattern import Var as Var
+    from rewriter.pattern import maybe as maybe
     from rewriter.proof import Layout as Layout
     from rewriter.proof import prove as prove
     from rewriter.rule import Declined as Declined
-    from rewriter.rule import Pass as Pass
     from rewriter.rule import Rewrite as Rewrite
     from rewriter.rule import Safety as Safety
     from rewriter.rule import Settings as Settings
@@ -52,6 +57,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "api": "Result audit bench inspect optimize rewrite",
+    "base": "Pass",
     "build": "Builder",
     "census": "nchwc_block",
     "conv": "ChannelMix",
@@ -60,10 +66,12 @@ _HOME = {
     "errors": "BadInput Different NotVerified RewriterError",
     "fold": "fold_into_producer",
     "graph": "Graph",
+    "match": "Match",
+    "pattern": "NodePattern Op Var maybe",
     "lifting": "ConvSite convs lift",
     "options": "RunOptions",
     "proof": "Layout prove",
-    "rule": "Declined Pass Rewrite Safety Settings require",
+    "rule": "Declined Rewrite Safety Settings require",
     "session": "Runtime",
     "track": "Step follow may_reduce",
 }

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from rewriter import choose as choosing
 from rewriter import equivalence
+from rewriter.base import Pass
 from rewriter.choose import Choice, compatible, places
 from rewriter.equivalence import Audit, AuditOptions
 from rewriter.equivalence.records import Verdict
@@ -17,7 +18,7 @@ from rewriter.graph import Graph
 from rewriter.model import Model
 from rewriter.options import RunOptions
 from rewriter.propose import Applied, Step, ask, merge, replay, sweep, unreachable_sites
-from rewriter.rule import Attempt, Declined, Pass, Settings
+from rewriter.rule import Attempt, Declined, Settings
 from rewriter.timing import Contender, Timing, compare
 
 Progress = Callable[[str, int, int], None]

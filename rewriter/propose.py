@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 
 import onnx
 
+from rewriter.base import Pass
 from rewriter.errors import BadInput
 from rewriter.graph import Graph
 from rewriter.model import Edit, Model
-from rewriter.rule import Attempt, Declined, Pass, Rewrite, Settings
+from rewriter.rule import Attempt, Declined, Rewrite, Settings
 from rewriter.wiring import subgraphs
 
 

@@ -13,8 +13,8 @@ from functools import lru_cache
 from importlib.metadata import entry_points
 from types import ModuleType
 
+from rewriter.base import Pass
 from rewriter.errors import BadInput
-from rewriter.rule import Pass
 
 GROUP = "rewriter.passes"
 OWN = "passes"

@@ -7,11 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from rewriter.base import Pass
 from rewriter.errors import BadInput
 from rewriter.graph import Graph
 from rewriter.lifting import convs, weight_shape
 from rewriter.propose import ask, unreachable_sites
-from rewriter.rule import Attempt, Pass
+from rewriter.rule import Attempt
 from rewriter.shapes import Shape
 
 
