@@ -1,0 +1,69 @@
+# Every target sets up what it needs in .venv: a machine with make, a network and Python 3.11 to 3.14 is enough.
+# `make help` lists them.
+
+# python3 when it is new enough, else the newest python3.x that is; `make PYTHON=/path/to/python3.12 …` decides otherwise.
+# A name on the PATH proves little (version managers leave stubs), so each one is run.
+SUITABLE := import sys, ensurepip, venv; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 15))
+PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3.11 python; do \
+	"$$python" -c '$(SUITABLE)' 2>/dev/null && { echo "$$python"; break; }; done)
+
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+SOURCES := $(wildcard rewriter passes models tests benchmarks)
+DEMO := build/demo
+
+# One process per processor, at most 4: each may hold a whole model and its ONNX Runtime session.
+WORKERS := -n logical --maxprocesses 4 --dist worksteal
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help venv demo test test-cuda lint format types wheel-test bench ci clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
+
+venv: $(READY) ## set up .venv: the project (editable), its tools, the tested versions
+
+$(READY): pyproject.toml constraints.txt
+	@"$(PYTHON)" -c '$(SUITABLE)' 2>/dev/null || { echo "error:$(if $(PYTHON), '$(PYTHON)' is, found)" \
+		"no Python 3.11 to 3.14 with venv and ensurepip; install one (Debian and Ubuntu: also python3-venv)," \
+		"or name it: make PYTHON=/path/to/python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	"$(PYTHON)" -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: $(READY) ## rewrite a ResNeXt-50 exported from TensorFlow, prove it, time it
+	mkdir -p $(DEMO)
+	$(BIN)/python -m models zoo:tf_resnext50_depthwise_sum -o $(DEMO)/tf_resnext50.onnx
+	$(BIN)/rewriter optimize $(DEMO)/tf_resnext50.onnx -o $(DEMO)/tf_resnext50.rewritten.onnx --threads 1 --report $(DEMO)/report.json
+
+test: $(READY) ## run the tests (ARGS='-k name' and the like reach pytest)
+	$(BIN)/python -m pytest $(WORKERS) $(ARGS)
+
+test-cuda: $(READY) ## run the tests that need a CUDA GPU; fails where there is none
+	REWRITER_REQUIRE_CUDA=1 $(BIN)/python -m pytest -m cuda $(ARGS)
+
+wheel-test: $(READY) ## build the wheel, install it in a clean environment, use it from an empty folder
+	$(BIN)/python -m pytest tests/test_wheel.py -m 'wheel or not wheel' $(ARGS)
+
+lint: $(READY) ## ruff: rules and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(READY) ## let ruff format, and fix what it safely can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: $(READY) ## mypy --strict
+	$(BIN)/mypy $(SOURCES)
+
+bench: $(READY) ## measure the figures the README gives (takes a while; wants a quiet machine)
+	@set -e; for file in benchmarks/[!_]*.py; do echo "$$file"; $(BIN)/python "$$file"; done
+
+ci: ## everything the continuous integration runs
+	.ci/run
+
+clean: ## remove everything that the targets made
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find $(SOURCES) -name __pycache__ -type d -prune -exec rm -rf {} +
