@@ -50,13 +50,14 @@ class Regroup(Pass):
         return op.Conv(x, w, maybe(b))
 
     def choices(self, graph: Graph, found: Match) -> tuple[Settings, ...]:
-        """The three smallest factors that reach the fast path."""
+        """The three smallest factors that reach the fast path; one where it is mostly zeros; declines as the default."""
         site = lift(graph.model, found.node)
-        return tuple({"factor": factor} for factor in _factors(site, _block({}))[:3])
+        _factor(site, self.defaults)
+        few = 1 if site.i_per == 1 else 3
+        return tuple({"factor": factor} for factor in _factors(site, nchwc_block())[:few])
 
     def rewrite(self, graph: Graph, found: Match, settings: Settings) -> Rewrite:
         site = lift(graph.model, found.node)
-        require(site.group > 1, "it is dense (group 1): there are no groups to merge", site.y, matched=0)
         factor = _factor(site, settings)
         groups = site.group // factor
         build = Builder(graph.model, f"{site.y}/regroup")
@@ -75,6 +76,7 @@ class Regroup(Pass):
 
 
 def _factor(site: ConvSite, settings: Settings) -> int:
+    require(site.group > 1, "it is dense (group 1): there are no groups to merge", site.y, matched=0)
     factor, groups = int(settings["factor"]), int(settings["groups"])
     require(not (factor and groups), "regroup.factor and regroup.groups are both set: set one", site.y)
     if groups:

@@ -22,6 +22,8 @@ from rewriter.timing import Contender, Timing, compare
 _BLOCK_SECONDS = 0.01
 _WARMUP_SECONDS = 0.05
 _MOST_SECONDS, _LEAST_SECONDS = 4.0, 0.4
+_BRIEF_SHARE = 0.3  # of a place's time, for a first look at all candidates
+_LOSING = 0.95  # a candidate whose first look gives less than this speed-up is not looked at again
 
 Progress = Callable[[str, int, int], None]
 
@@ -168,6 +170,7 @@ def _capture(model: Model, found: Sequence[Place], feeds: Feeds, options: RunOpt
 
 
 def _measure(model: Model, place: Place, captured: Feeds, options: RunOptions, seconds: float) -> list[Timing]:
+    """Time every candidate briefly, then those that are not clearly losing with the time that is left."""
     inside = {name for index in place.nodes for name in model.nodes[index].output if name}
     types = {value.name: value.type for value in place.part.graph.input}
     contenders = []
@@ -178,13 +181,30 @@ def _measure(model: Model, place: Place, captured: Feeds, options: RunOptions, s
         part = extract(after, nodes, types, place.leaving)
         contenders.append(Contender(f"{option.step.rule.name} at '{option.rewrite.site}'", part, model.folder))
     feeds: dict[str, np.ndarray] = {name: captured[name] for name in place.entering}
-    return compare(
-        Contender("original", place.part, model.folder),
-        contenders,
-        feeds,
-        options.runtime,
-        budget_seconds=seconds,
-        block_seconds=_BLOCK_SECONDS,
-        warmup_seconds=_WARMUP_SECONDS,
-        seed=options.seed,
-    )
+    original = Contender("original", place.part, model.folder)
+
+    def timed(some: Sequence[Contender], budget: float) -> list[Timing]:
+        return compare(
+            original,
+            some,
+            feeds,
+            options.runtime,
+            budget_seconds=budget,
+            block_seconds=_BLOCK_SECONDS,
+            warmup_seconds=_WARMUP_SECONDS,
+            seed=options.seed,
+        )
+
+    if len(contenders) == 1:
+        return timed(contenders, seconds)
+    brief = timed(contenders, seconds * _BRIEF_SHARE)
+    alive = [number for number, timing in enumerate(brief) if not _is_losing(timing)]
+    if alive:
+        longer = timed([contenders[number] for number in alive], seconds * (1 - _BRIEF_SHARE))
+        for number, timing in zip(alive, longer, strict=True):
+            brief[number] = timing
+    return brief
+
+
+def _is_losing(timing: Timing) -> bool:
+    return timing.speedup < _LOSING and (timing.interval is None or timing.interval[1] < 1.0)

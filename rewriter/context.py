@@ -59,32 +59,25 @@ def _walk_down(model: Model, tensor: str, chosen: set[int]) -> None:
 def signature(part: onnx.ModelProto) -> str:
     """A hash of a model's operators, attributes, wiring and shapes, no names or weights: equal parts cost the same."""
     digest = hashlib.sha256()
-    number: dict[str, int] = {"": 0}
-
-    def short(name: str) -> str:
-        return str(number.setdefault(name, len(number)))
-
-    for value in part.graph.input:
-        digest.update(short(value.name).encode() + value.type.SerializeToString(deterministic=True))
-    for tensor in part.graph.initializer:
-        digest.update(f"{short(tensor.name)} {tensor.data_type} {list(tensor.dims)}".encode())
-        if tensor.data_type == onnx.TensorProto.INT64:
-            digest.update(onnx.numpy_helper.to_array(tensor).tobytes())
+    number: dict[str, int] = {"": 0}  # tensors in order of first use, so that the order of initializers does not count
     for node in part.graph.node:
-        digest.update(
-            f"{node.domain}/{node.op_type}({[short(n) for n in node.input]}){[short(n) for n in node.output]}".encode()
-        )
+        reads = [number.setdefault(name, len(number)) for name in node.input]
+        makes = [number.setdefault(name, len(number)) for name in node.output]
+        digest.update(f"{node.domain}/{node.op_type}({reads}){makes}".encode())
         for entry in sorted(node.attribute, key=lambda entry: str(entry.name)):
-            content = (
-                entry.SerializeToString(deterministic=True)
-                if entry.type != onnx.AttributeProto.TENSOR
-                else _kind(entry.t)
-            )
-            digest.update(content)
-    for value in part.graph.output:
-        digest.update(short(value.name).encode())
+            tensor = entry.type == onnx.AttributeProto.TENSOR
+            digest.update(_kind(entry.t) if tensor else entry.SerializeToString(deterministic=True))
+    for value in sorted(part.graph.input, key=lambda value: number.get(value.name, -1)):
+        digest.update(f"{number.get(value.name)}".encode() + value.type.SerializeToString(deterministic=True))
+    for weight in sorted(part.graph.initializer, key=lambda tensor: number.get(tensor.name, -1)):
+        digest.update(f"{number.get(weight.name)}".encode() + _kind(weight))
+    digest.update(str(sorted(number.get(value.name, -1) for value in part.graph.output)).encode())
     return digest.hexdigest()
 
 
 def _kind(tensor: onnx.TensorProto) -> bytes:
-    return f"{tensor.data_type} {list(tensor.dims)}".encode()
+    """Type and shape; of shape vectors the values too, because they decide what is computed."""
+    kind = f"{tensor.data_type} {list(tensor.dims)}".encode()
+    if tensor.data_type != onnx.TensorProto.INT64 or tensor.data_location == onnx.TensorProto.EXTERNAL:
+        return kind
+    return kind + onnx.numpy_helper.to_array(tensor).tobytes()

@@ -27,6 +27,8 @@ _ROUNDS = 3
 """A convolution can be recognised, then regrouped; no more turns are needed than that and one to see it is done."""
 _MEASURE_SHARE = 0.4
 """Part of the budget that goes into measuring candidates; audits and the timing of the whole model get the rest."""
+_FIRST_ROUND = 0.65
+"""Part of the measuring time for the first round, so that what it makes possible can be measured as well."""
 _AUDITS = 3
 """Audits before giving up on a set of rewrites from which failing ones are dropped."""
 _LEAST_TIMING, _MOST_TIMING = 8.0, 20.0  # seconds for the whole model's timing
@@ -112,10 +114,11 @@ def _search(
     settings: Mapping[str, Settings],
     options: RunOptions,
     inputs: Inputs,
-    deadline: float,
+    seconds: float,
     progress: Progress,
 ) -> tuple[Model, list[Applied], list[Attempt]]:
-    """Rounds of proposing and measuring until nothing more is faster."""
+    """Rounds of proposing and measuring until nothing more is faster or `seconds` are spent."""
+    begin = time.perf_counter()
     current = model
     applied: list[Applied] = []
     attempts: list[Attempt] = []
@@ -127,6 +130,7 @@ def _search(
             candidates = {start: variants for start, variants in candidates.items() if start in new}
             declined = []
         attempts += declined
+        deadline = begin + seconds * (1.0 if turn else _FIRST_ROUND)
         if not candidates or time.perf_counter() > deadline:
             break
         found = places(graph, candidates, inputs.feeds)

@@ -17,7 +17,7 @@ _COMMUTATIVE = frozenset({"Add", "Mul"})
 
 @dataclass(frozen=True)
 class Match:
-    """Where a pattern fits: positions of its nodes, the last one first, and the tensor of each variable that is there."""
+    """Where a pattern fits: positions of its nodes, the last one first, and the tensor of each variable given."""
 
     nodes: tuple[int, ...]
     tensors: Mapping[str, str]
