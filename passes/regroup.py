@@ -50,7 +50,7 @@ class Regroup(Pass):
         return op.Conv(x, w, maybe(b))
 
     def choices(self, graph: Graph, found: Match) -> tuple[Settings, ...]:
-        """The three smallest factors that reach the fast path; one where it is mostly zeros; declines as the default."""
+        """The three smallest factors that reach the fast path (one where it would be mostly zeros)."""
         site = lift(graph.model, found.node)
         _factor(site, self.defaults)
         few = 1 if site.i_per == 1 else 3

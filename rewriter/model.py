@@ -26,6 +26,7 @@ GRAPH = 7  # field number of ModelProto.graph
 NODE, INITIALIZER, INPUT, OUTPUT, VALUE_INFO, QUANTIZATION = 1, 5, 11, 12, 13, 14  # field numbers of GraphProto
 _TENSOR_HEADER = {1, 2, 3, 8, 12, 13, 14, 16}  # TensorProto without its data fields
 _LARGE = 1024  # bytes: initializers above are read only on demand
+_RELEASED = 1 << 20  # bytes: after handing out a piece this large, its memory is given back
 _PROTOBUF_LIMIT = 2**31 - 1
 
 
@@ -186,6 +187,8 @@ class Model:
         yield header(GRAPH, sum(len(piece.raw) for piece in self.pieces))
         for piece in self.pieces:
             yield piece.raw
+            if len(piece.raw) > _RELEASED:
+                _release(piece.raw)
         yield self.tail
 
     def to_bytes(self) -> bytes:
@@ -217,6 +220,12 @@ def _map(path: Path) -> memoryview:
         raise BadInput(f"'{path}' does not exist.") from error
     except (OSError, ValueError) as error:
         raise BadInput(f"'{path}' cannot be read: {error}.") from error
+
+
+def _release(view: memoryview) -> None:
+    """Let the memory of a mapped file go again: its pages come back from the file when they are next looked at."""
+    if isinstance(view.obj, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+        view.obj.madvise(mmap.MADV_DONTNEED)
 
 
 def _parse(data: memoryview, path: Path | None) -> Model:
