@@ -65,9 +65,9 @@ def rewrite(model: Model, steps: Sequence[Step], options: RunOptions, progress: 
         attempts += declined
     progress("rewriting", len(steps), len(steps))
     if not applied:
-        return _unchanged(model, attempts, "No pass applies anywhere: the output is a copy of the input.")
+        return _unchanged(model, attempts, "No pass applies anywhere.")
     audit = _audit(model, current, applied, options, progress)
-    if audit.verdict not in ("equivalent", "approximate"):
+    if audit.verdict != "equivalent":
         attempts = _accepted(applied, audit) + attempts
         return Outcome(model, False, audit.verdict, None, audit.reason, tuple(attempts), audit, None, None)
     attempts = _accepted(applied, audit) + attempts
@@ -90,19 +90,19 @@ def optimize(
     )
     attempts += unreachable_sites(model)
     if not applied:
-        reason = "No rewrite was measured faster: the output is a copy of the input."
+        reason = "No rewrite was measured faster."
         return replace(_unchanged(model, attempts, reason), inputs=inputs)
     current, kept, audit, dropped = _audited(model, current, applied, options, progress)
     attempts = dropped + attempts
     if not kept or audit.verdict != "equivalent":
         # Nothing that was kept could be shown equivalent.  The original itself is; say why the rewrites are not in it.
-        reason = f"No rewrite passed the audit, so the output is a copy of the input: {audit.reason}"
+        reason = f"No rewrite passed the audit: {audit.reason}"
         return replace(_unchanged(model, attempts, reason), inputs=inputs)
     left = budget - (time.perf_counter() - begin)
     timing = _time(model, current, inputs, options, min(_MOST_TIMING, max(_LEAST_TIMING, left)), progress)
     if timing.verdict != "FASTER":
         attempts = _demoted(kept, timing) + attempts
-        reason = f"The whole was not measured faster, so the output is a copy of the input: {timing.reason}"
+        reason = f"The whole was not measured faster: {timing.reason}"
         return replace(_unchanged(model, attempts, reason), inputs=inputs, timing=timing)
     attempts = _accepted(kept, audit) + attempts
     return Outcome(current, True, audit.verdict, audit.grade, audit.reason, tuple(attempts), audit, timing, inputs)
@@ -122,14 +122,17 @@ def _search(
     current = model
     applied: list[Applied] = []
     attempts: list[Attempt] = []
+    measured: set[str] = set()
     for turn in range(_ROUNDS):
         graph = Graph(current, options.input_shapes)
         candidates, declined = _candidates(graph, rules, settings)
         if turn:  # what an earlier round declined, or measured and did not keep, would only come out the same
-            new = _fresh(applied, current)
-            candidates = {start: variants for start, variants in candidates.items() if start in new}
+            new = _fresh(applied, current) - measured
+            candidates = {start: _onward(variants, applied) for start, variants in candidates.items() if start in new}
+            candidates = {start: variants for start, variants in candidates.items() if variants}
             declined = []
         attempts += declined
+        measured |= candidates.keys()
         deadline = begin + seconds * (1.0 if turn else _FIRST_ROUND)
         if not candidates or time.perf_counter() > deadline:
             break
@@ -149,6 +152,12 @@ def _fresh(applied: Sequence[Applied], model: Model) -> set[str]:
     """Outputs of the Convs that rewrites put in."""
     added = {name for done in applied for node in done.rewrite.added if node.op_type == "Conv" for name in node.output}
     return added & {name for node in model.nodes for name in node.output}
+
+
+def _onward(variants: Sequence[Applied], applied: Sequence[Applied]) -> list[Applied]:
+    """Without those that would undo a rewrite just made."""
+    taken = {done.step.rule.takes for done in applied} - {""}
+    return [variant for variant in variants if variant.step.rule.gives not in taken]
 
 
 def _candidates(
@@ -174,7 +183,21 @@ def _candidates(
             declined += [answer for _, answer in answers if isinstance(answer, Attempt)]
             if made:
                 found.setdefault(start, []).extend(made)
-    return found, declined
+    return _whole_forms(found, declined), declined
+
+
+def _whole_forms(found: Mapping[str, list[Applied]], declined: list[Attempt]) -> dict[str, list[Applied]]:
+    """Where a pass replaces a form of several nodes as a whole, passes for one node of it wait for the result."""
+    kept: dict[str, list[Applied]] = {}
+    for start, options in found.items():
+        whole = [option for option in options if option.step.rule.takes]
+        kept[start] = whole or options
+        if whole:
+            first = whole[0].step.rule
+            reason = f"It is one part of a {first.takes} form, which {first.name} replaces as a whole."
+            parts = [option for option in options if not option.step.rule.takes]
+            declined += [Attempt(part.step.rule.name, start, "not_worth_it", reason, matched=1) for part in parts]
+    return kept
 
 
 def _measured(choice: Choice) -> Applied:
@@ -243,15 +266,13 @@ def _made(done: Applied) -> set[str]:
 
 def _failed(done: Applied, audit: Audit) -> Attempt:
     made = done.rewrite
-    outcome = "not_verified" if audit.verdict == "not_verified" else "different"
     region = next((entry for entry in audit.regions if set(entry.outputs) & _made(done)), None)
-    reason = audit.reason if region is None or region.verdict == "equivalent" else region.reason
-    assert outcome in ("different", "not_verified")
+    judged = audit if region is None or region.verdict == "equivalent" else region
     return Attempt(
         done.step.rule.name,
         made.site,
-        "not_verified" if outcome == "not_verified" else "different",
-        reason,
+        "different" if judged.verdict == "different" else "not_verified",
+        judged.reason,
         summary=made.summary,
     )
 
@@ -262,10 +283,10 @@ def _accepted(applied: Sequence[Applied], audit: Audit) -> list[Attempt]:
     for done in applied:
         region = next((entry for entry in audit.regions if set(entry.outputs) & _made(done)), None)
         verdict = audit.verdict if region is None else region.verdict
-        if verdict in ("different", "not_verified"):
+        if verdict != "equivalent":
             found.append(_failed(done, audit))
             continue
-        if audit.verdict not in ("equivalent", "approximate"):
+        if audit.verdict != "equivalent":
             reason = f"Verified by itself, but nothing is written because the whole model was not: {audit.reason}"
             found.append(
                 Attempt(done.step.rule.name, done.rewrite.site, "not_verified", reason, summary=done.rewrite.summary)

@@ -28,8 +28,12 @@ class Graph:
 
     @cached_property
     def declared(self) -> Bound:
-        """Shapes that hold for every input: only what the model itself declares or implies."""
-        return bind(self.model, {})
+        """Shapes that hold for every input: what follows from the declared inputs.
+
+        What value_info says is not believed here: exporters leave the sizes of their example input in it, and a size
+        that ends up in a new Reshape must hold for every input the model takes.
+        """
+        return bind(self.model, {}, trust_value_info=False)
 
     def bound_at(self, shapes: Mapping[str, Shape]) -> Bound:
         """Every tensor's shape for inputs of these shapes."""
