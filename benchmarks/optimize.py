@@ -46,7 +46,7 @@ def main() -> None:
         rows.append(_row(name, report))
         RESULTS.parent.mkdir(exist_ok=True)
         RESULTS.write_text(json.dumps({"environment": environment, "models": rows}, indent=2) + "\n")
-        sys.stdout.write(_line(rows[-1]) + "\n")
+        sys.stdout.write(_line(name, report) + "\n")
         sys.stdout.flush()
 
 
@@ -74,13 +74,14 @@ def _row(name: str, report: Report) -> dict[str, object]:
     }
 
 
-def _line(row: dict[str, object]) -> str:
+def _line(name: str, report: Report) -> str:
     speed = "not timed: nothing was kept"
-    if row["speedup"] is not None and row["interval"] is not None:
-        low, high = row["interval"]  # type: ignore[misc]  # a pair, as the record has it
-        speed = f"{row['speedup']:.2f}x ({low:.2f} to {high:.2f})"
-    state = "rewritten" if row["changed"] else "unchanged"
-    return f"{row['model']}: {state}, {row['rewrites']} rewrites, {speed}, {row['verdict']}, {row['seconds']:.0f} s"
+    if report.timing is not None and report.timing.interval is not None:
+        low, high = report.timing.interval
+        speed = f"{report.timing.speedup:.2f}x ({low:.2f} to {high:.2f})"
+    state = "rewritten" if report.changed else "unchanged"
+    kept = sum(entry.outcome == "accepted" for entry in report.attempts)
+    return f"{name}: {state}, {kept} rewrites, {speed}, {report.verdict}, {report.seconds:.0f} s"
 
 
 if __name__ == "__main__":

@@ -58,7 +58,7 @@ class Result:
         """
         if self.report.verdict == "different":
             raise Different(f"nothing was written: {self.report.reason}")
-        if self.report.verdict == "not_verified":
+        if self.report.verdict != "equivalent":
             raise NotVerified(f"nothing was written: {self.report.reason}")
         saving.save(self.rewritten, Path(out))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from rewriter import choose as choosing
 from rewriter import equivalence
@@ -19,7 +20,8 @@ from rewriter.model import Model
 from rewriter.options import RunOptions
 from rewriter.propose import Applied, Step, ask, merge, replay, sweep, unreachable_sites
 from rewriter.rule import Attempt, Declined, Settings
-from rewriter.timing import Contender, Timing, compare
+from rewriter.session import open_session, run
+from rewriter.timing import MINIMUM_PAIRS, Contender, Timing, compare
 
 Progress = Callable[[str, int, int], None]
 
@@ -31,7 +33,8 @@ _FIRST_ROUND = 0.65
 """Part of the measuring time for the first round, so that what it makes possible can be measured as well."""
 _AUDITS = 3
 """Audits before giving up on a set of rewrites from which failing ones are dropped."""
-_LEAST_TIMING, _MOST_TIMING = 8.0, 20.0  # seconds for the whole model's timing
+_MOST_TIMING = 20.0  # seconds for the whole model's timing, unless fewer pairs than an interval needs fit into it
+_BLOCK_SECONDS = 0.1  # of one timed block of the whole model
 
 
 @dataclass(frozen=True)
@@ -99,7 +102,7 @@ def optimize(
         reason = f"No rewrite passed the audit: {audit.reason}"
         return replace(_unchanged(model, attempts, reason), inputs=inputs)
     left = budget - (time.perf_counter() - begin)
-    timing = _time(model, current, inputs, options, min(_MOST_TIMING, max(_LEAST_TIMING, left)), progress)
+    timing = _time(model, current, inputs, options, min(_MOST_TIMING, left), progress)
     if timing.verdict != "FASTER":
         attempts = _demoted(kept, timing) + attempts
         reason = f"The whole was not measured faster: {timing.reason}"
@@ -309,14 +312,14 @@ def _accepted(applied: Sequence[Applied], audit: Audit) -> list[Attempt]:
 
 
 def _demoted(applied: Sequence[Applied], timing: Timing) -> list[Attempt]:
-    outcome = "slower" if timing.verdict == "SLOWER" else "not_worth_it"
-    reason = f"Faster in context ({{why}}), but the whole model was not: {timing.reason}"
+    """One attempt per rewrite that was faster in context, in a model that was not faster as a whole."""
+    outcome: Literal["slower", "not_worth_it"] = "slower" if timing.verdict == "SLOWER" else "not_worth_it"
     return [
         Attempt(
             done.step.rule.name,
             done.rewrite.site,
-            "slower" if outcome == "slower" else "not_worth_it",
-            reason.format(why=done.why),
+            outcome,
+            f"{done.why}, but the whole model was not measured faster.",
             summary=done.rewrite.summary,
         )
         for done in applied
@@ -331,18 +334,29 @@ def _unchanged(model: Model, attempts: Sequence[Attempt], reason: str) -> Outcom
 def _time(
     before: Model, after: Model, inputs: Inputs, options: RunOptions, seconds: float, progress: Progress
 ) -> Timing:
-    contenders = (
-        Contender("original", before.to_bytes(), before.folder),
-        [Contender("rewritten", after.to_bytes(), after.folder)],
-    )
+    """Both models in one interleaved run, for at least as long as the pairs for an interval take."""
+    original = Contender("original", before.to_bytes(), before.folder)
     return compare(
-        *contenders,
+        original,
+        [Contender("rewritten", after.to_bytes(), after.folder)],
         inputs.feeds,
         options.runtime,
-        budget_seconds=seconds,
+        budget_seconds=max(seconds, _least_seconds(original, inputs, options)),
+        block_seconds=_BLOCK_SECONDS,
         seed=options.seed,
         progress=lambda fraction: progress("timing the whole model", round(100 * fraction), 100),
     )[0]
+
+
+def _least_seconds(original: Contender, inputs: Inputs, options: RunOptions) -> float:
+    """About how long the least number of pairs takes: each times two blocks of original, control and candidate."""
+    begin = time.perf_counter()
+    session = open_session(original.model, options.runtime, external_folder=original.external_folder)
+    run(session, inputs.feeds)
+    loaded = time.perf_counter()
+    run(session, inputs.feeds)
+    block = max(_BLOCK_SECONDS, time.perf_counter() - loaded)
+    return 1.3 * (3 * (loaded - begin) + (MINIMUM_PAIRS + 1) * 6 * block)
 
 
 def check_pass_choice(known: Mapping[str, Pass], only: Sequence[str], skip: Sequence[str]) -> dict[str, Pass]:

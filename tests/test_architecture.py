@@ -18,11 +18,14 @@ ROOT = Path(__file__).resolve().parents[1]
 # From the top down. A module or subpackage of rewriter/ may import from every row below its own. Within a row it may
 # import only itself: to let one of two neighbours import the other, give it a row of its own.
 LAYERS: tuple[frozenset[str], ...] = (
+    frozenset({"__main__"}),
     frozenset({"cli"}),  # the command line
+    frozenset({"cli_errors", "cli_inspect", "cli_options", "cli_reports"}),  # its parts
+    frozenset({"cli_show"}),
     frozenset({"__init__"}),  # what `import rewriter` offers
     frozenset({"api"}),  # the functions behind it
     frozenset({"engine"}),  # the one loop
-    frozenset({"choose", "survey"}),  # which candidates are kept, what each pass would do
+    frozenset({"choose", "survey", "doctor"}),  # which candidates are kept, what each pass would do, what is installed
     frozenset({"report"}),  # what was found out, for people and programs
     frozenset({"propose", "equivalence", "timing"}),
     frozenset({"registry"}),  # finding the passes

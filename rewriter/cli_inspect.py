@@ -1,0 +1,140 @@
+"""What `inspect` and `passes` say: lines and tables without any styling, and the JSON of `inspect`."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import onnx
+
+from rewriter.base import Pass
+from rewriter.model import Model
+from rewriter.report.record import file_record
+from rewriter.report.text import Block, Table, counted, sites_text, unnamed
+from rewriter.rule import Attempt
+from rewriter.survey import Opinion, Site
+
+SCHEMA = "https://onnx-conv-rewriter/inspect/1"
+"""Identifier of the layout of `inspect --json`; the number rises when a reader would have to change."""
+
+
+def inspection(model: Model, sites: Sequence[Site], unreachable: Sequence[Attempt]) -> dict[str, Any]:
+    """The JSON of `inspect`: plain types."""
+    return {
+        "schema": SCHEMA,
+        "model": file_record(model, model.path).model_dump(mode="json"),
+        "inputs": {value.name: _declared(value) for value in model.inputs},
+        "sites": [site.to_dict() for site in sites],
+        "unreachable": [{"site": entry.site, "reason": entry.reason} for entry in unreachable],
+    }
+
+
+def _declared(value: onnx.ValueInfoProto) -> dict[str, Any]:
+    """Element type and dimensions as the model declares them: a number, a name, or null."""
+    kind = value.type.tensor_type
+    dims = [dim.dim_value or dim.dim_param or None for dim in kind.shape.dim] if kind.HasField("shape") else None
+    return {"type": onnx.TensorProto.DataType.Name(kind.elem_type).lower(), "shape": dims}
+
+
+def survey_blocks(sites: Sequence[Site], unreachable: Sequence[Attempt], verbose: bool) -> list[Block]:
+    """Every convolution, then what the passes would do and why not, equal answers counted together."""
+    blocks: list[Block] = []
+    if sites:
+        blocks.append(site_table(sites))
+    blocks += opinion_blocks(sites, verbose)
+    if unreachable:
+        rows = tuple((entry.site, entry.reason) for entry in unreachable)
+        blocks.append(Table(("out of reach", "why"), rows))
+    return blocks
+
+
+def site_table(sites: Sequence[Site]) -> Table:
+    """One row per convolution; sizes that are not known before the model runs are `?`."""
+    rows = tuple(
+        (
+            site.site,
+            site.form,
+            str(site.group),
+            _over(site.channels_in, site.group),
+            _text(site.channels_in),
+            _text(site.channels_out),
+            "?" if site.kernel is None else "x".join(map(str, site.kernel)),
+            "?" if site.output_shape is None else "x".join(map(str, site.output_shape)),
+            "?" if site.macs is None else f"{site.macs / 1e6:.1f}",
+            ", ".join(entry.pass_name for entry in site.passes if entry.applies) or "-",
+        )
+        for site in sites
+    )
+    numbers = ("group", "per group", "in", "out", "kernel", "output", "MACs [M]")
+    return Table(("site", "form", *numbers, "passes that apply"), rows, frozenset(numbers))
+
+
+def opinion_blocks(sites: Sequence[Site], verbose: bool) -> list[Block]:
+    """What each pass would do, then its nearest reasons not to; trivial ones only if verbose."""
+    groups: dict[tuple[bool, str, str], list[tuple[str, Opinion]]] = {}
+    trivial = 0
+    for site in sites:
+        for entry in site.passes:
+            if not entry.applies and entry.matched == 0 and not verbose:
+                trivial += 1
+                continue
+            reason = entry.reason if verbose else unnamed(entry.reason)
+            groups.setdefault((entry.applies, entry.pass_name, reason), []).append((site.site, entry))
+    ranked = sorted(
+        groups.items(), key=lambda item: (not item[0][0], -max(entry.matched for _, entry in item[1]), item[0][1])
+    )
+    rows = tuple(
+        (str(len(found)), name, "yes" if applies else "no", sites_text([site for site, _ in found]), found[0][1].reason)
+        for (applies, name, _), found in ranked
+    )
+    blocks: list[Block] = (
+        [Table(("#", "pass", "applies", "site", "what or why"), rows, frozenset({"#"}))] if rows else []
+    )
+    if trivial:
+        blocks.append(f"{counted(trivial, 'answer')} of a pass that has nothing to do with a site: -v shows them.")
+    return blocks
+
+
+def survey_conclusion(sites: Sequence[Site], unreachable: Sequence[Attempt]) -> str:
+    """The last line of `rewriter inspect`."""
+    able = sum(any(entry.applies for entry in site.passes) for site in sites)
+    known = [site.macs for site in sites if site.macs is not None]
+    parts = [counted(len(sites), "convolution"), f"{sum(known) / 1e6:.1f} M multiply-accumulates"]
+    if len(known) < len(sites):
+        parts[-1] += f" where the size is known ({len(known)} of {len(sites)})"
+    parts.append(f"a pass applies to {able}")
+    return " | ".join([*parts, *([f"{len(unreachable)} out of reach"] if unreachable else [])])
+
+
+def pass_table(rules: Mapping[str, Pass]) -> Table:
+    """Name, summary and safety of every pass."""
+    rows = tuple((name, first_line(rule), rule.safety.name, rule.safety.value) for name, rule in rules.items())
+    return Table(("pass", "what it does", "safety", "what that means"), rows)
+
+
+def first_line(rule: Pass) -> str:
+    """The first line of the pass's class docstring."""
+    return (inspect.getdoc(type(rule)) or "").partition("\n")[0].rstrip(".")
+
+
+def pass_blocks(rule: Pass) -> list[Block]:
+    """A pass's documentation (its module's docstring), its safety and its settings."""
+    module = sys.modules[type(rule).__module__]
+    blocks: list[Block] = [inspect.cleandoc(module.__doc__ or type(rule).__doc__ or rule.name)]
+    blocks.append(f"Safety: {rule.safety.name}: {rule.safety.value}.")
+    if rule.defaults:
+        rows = tuple((f"{rule.name}.{key}", type(value).__name__, str(value)) for key, value in rule.defaults.items())
+        blocks.append(Table(("setting", "type", "default"), rows))
+    else:
+        blocks.append("It has no settings.")
+    return blocks
+
+
+def _over(channels: int | None, group: int) -> str:
+    return "?" if channels is None or not group else str(channels // group)
+
+
+def _text(number: int | None) -> str:
+    return "?" if number is None else str(number)

@@ -1,0 +1,104 @@
+"""The files that `--report` writes: checked before the work, written atomically after it, whatever the verdict."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rewriter.errors import BadInput
+
+if TYPE_CHECKING:
+    from rewriter.equivalence.records import Audit
+    from rewriter.model import Model
+    from rewriter.session import Runtime
+    from rewriter.timing import Latency, Timing
+
+
+def check_reports(reports: Sequence[Path], others: Sequence[Path]) -> None:
+    """Raise BadInput when a report cannot be written, or would go over one of the command's other files (`others`)."""
+    for path in reports:
+        if path.suffix.lower() != ".json":
+            raise BadInput(f"the report '{path}' does not end in .json, the only format there is.")
+        if path.is_dir():
+            raise BadInput(f"the report '{path}' is a folder: give the name of a file.")
+        if not path.parent.is_dir():
+            raise BadInput(f"the report's folder '{path.parent}' does not exist: create it first.")
+        if any(path.resolve() == other.resolve() for other in others):
+            raise BadInput(f"the report '{path}' is also a model of this command: choose another name.")
+
+
+def write_reports(reports: Sequence[Path], content: Mapping[str, Any]) -> None:
+    """Write the same JSON to every file, each atomically; raises BadInput when one cannot be written."""
+    if not reports:
+        return
+    from rewriter.saving import write_atomically
+
+    data = (json.dumps(content, indent=2, allow_nan=False) + "\n").encode()
+    for path in reports:
+        write_atomically(path, data)
+
+
+def audit_report(audit: Audit, before: Model, after: Model, runtime: Runtime) -> dict[str, Any]:
+    """What `rewriter audit --report` writes."""
+    return {
+        **_frame("audit", before, after, runtime),
+        "attempts": [],
+        "timing": None,
+        **audit.to_dict(),
+    }
+
+
+def bench_report(result: Latency | Sequence[Timing], models: Sequence[Model], runtime: Runtime) -> dict[str, Any]:
+    """What `rewriter bench --report` writes: `timing` is the second model against the first, `timings` all of them."""
+    from dataclasses import asdict
+
+    from rewriter.report.record import timing_record
+    from rewriter.timing import Latency
+
+    frame = _frame("bench", models[0], models[1] if len(models) > 1 else None, runtime)
+    plain: dict[str, Any] = {**frame, "attempts": [], "latency": None, "timing": None, "timings": []}
+    if isinstance(result, Latency):
+        return {**plain, "latency": asdict(result)}
+    pairs = [
+        {
+            "before": entry.before,
+            "after": entry.after,
+            **timing_record(entry).model_dump(mode="json"),
+            "before_outputs_sha256": dict(entry.before_sha256),
+            "after_outputs_sha256": dict(entry.after_sha256),
+        }
+        for entry in result
+    ]
+    return {**plain, "timing": pairs[0], "timings": pairs}
+
+
+def failure_report(command: str, reason: str, model: Path, runtime: Runtime) -> dict[str, Any]:
+    """What `--report` writes when a check could not be made at all."""
+    from rewriter.model import Model
+
+    frame = _frame(command, Model.load(model), None, runtime)
+    return {
+        **frame,
+        "verdict": "not_verified",
+        "grade": None,
+        "reason": reason,
+        "changed": False,
+        "attempts": [],
+        "timing": None,
+        "audit": None,
+    }
+
+
+def _frame(command: str, before: Model, after: Model | None, runtime: Runtime) -> dict[str, Any]:
+    """What every report has: its schema, the files with their hashes, the environment."""
+    from rewriter.report.record import SCHEMA, environment, file_record
+
+    return {
+        "schema": SCHEMA,
+        "command": command,
+        "before": file_record(before, before.path).model_dump(mode="json"),
+        "after": None if after is None else file_record(after, after.path).model_dump(mode="json"),
+        "environment": environment(runtime),
+    }

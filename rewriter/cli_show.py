@@ -1,0 +1,165 @@
+"""How a command speaks: results on standard output, progress and errors on standard error.
+
+In a terminal tables fit its width and the verdict has a colour; elsewhere the text is plain, and as wide as it needs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, TextIO
+
+if TYPE_CHECKING:
+    from rich.table import Table as RichTable
+
+    from rewriter.report.text import Block, Table
+
+Progress = Callable[[str, int, int], None]
+
+_WIDE = 100_000
+"""Columns when nobody looks: no line is ever broken or cut."""
+_GAP = 2
+"""Blanks between two columns of a table."""
+_LEAST_ROOM = 24
+"""Columns that sentences need at least; where there is less room, the table is not fitted to the terminal."""
+_COLOURS = {
+    "EQUIVALENT": "bold green",
+    "FASTER": "bold green",
+    "UNCHANGED": "bold yellow",
+    "NOISE": "bold yellow",
+    "APPROXIMATE": "bold yellow",
+    "NOT VERIFIED": "bold yellow",
+    "DIFFERENT": "bold red",
+    "SLOWER": "bold red",
+}
+
+
+@dataclass(frozen=True)
+class Voice:
+    """How much a command says: `quiet` only the last line, `verbose` everything."""
+
+    quiet: bool = False
+    verbose: bool = False
+
+    def say(self, blocks: Sequence[Block], last: str) -> None:
+        """Print the blocks with an empty line after each, then the last line."""
+        show([] if self.quiet else blocks, last)
+
+    @contextlib.contextmanager
+    def progress(self, first: str) -> Iterator[Progress]:
+        """A function `(what, done, total)`: moves a bar in a terminal; elsewhere nothing, or stage names if verbose."""
+        if not self.quiet and sys.stderr.isatty():
+            with _bar(first) as report:
+                yield report
+        elif self.verbose:
+            yield _stages(first, sys.stderr)
+        else:
+            yield _nothing
+
+
+def show(blocks: Sequence[Block], last: str) -> None:
+    """Print a result.  A reader who stops reading (`| head`) is no error."""
+    terminal = sys.stdout.isatty()
+    lines = []
+    for block in blocks:
+        lines += [*_lines(block, terminal), ""]
+    try:
+        for line in lines:
+            sys.stdout.write(line + "\n")
+        if last:
+            sys.stdout.write((_coloured(last) if terminal else last) + "\n")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Python flushes standard output once more when it exits, and would complain there.
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, PTH123 - stays open to the end
+
+
+def complain(text: str) -> None:
+    """One line on standard error; lost when nobody listens."""
+    with contextlib.suppress(OSError, ValueError):
+        sys.stderr.write(text + "\n")
+        sys.stderr.flush()
+
+
+def _lines(block: Block, terminal: bool) -> list[str]:
+    if isinstance(block, str):
+        return block.splitlines()
+    from rich.console import Console
+
+    console = Console() if terminal else Console(width=_WIDE, color_system=None, force_terminal=False)
+    if console.width - _fixed_width(block) < _LEAST_ROOM:
+        console = Console(width=_WIDE)  # printed whole, for the terminal to break: nothing is ever cut
+    with console.capture() as captured:
+        console.print(_rich_table(block))
+    return [line.rstrip() for line in captured.get().splitlines()]
+
+
+def _fixed_width(table: Table) -> int:
+    """Columns of the terminal that all columns of the table but the last take."""
+    from rich.cells import cell_len
+
+    rows = (table.columns, *table.rows)
+    return sum(max(cell_len(row[place]) for row in rows) + _GAP for place in range(len(table.columns) - 1))
+
+
+def _rich_table(table: Table) -> RichTable:
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
+    made = RichTable(box=None, pad_edge=False, padding=(0, _GAP, 0, 0), header_style="bold")
+    for name in table.columns:
+        # The last column takes the sentences: it alone is wrapped.
+        wrap = name == table.columns[-1]
+        justify: Literal["left", "right"] = "right" if name in table.right else "left"
+        made.add_column(Text(name), justify=justify, overflow="fold", no_wrap=not wrap)
+    for row in table.rows:
+        made.add_row(*(Text(cell) for cell in row))
+    return made
+
+
+def _coloured(last: str) -> str:
+    from rich.console import Console
+    from rich.text import Text
+
+    word, bar, rest = last.partition(" | ")
+    console = Console(width=_WIDE)
+    with console.capture() as captured:
+        console.print(Text(word, _COLOURS.get(word, "")), Text(bar + rest), sep="", end="", soft_wrap=True)
+    return captured.get()
+
+
+@contextlib.contextmanager
+def _bar(first: str) -> Iterator[Progress]:
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(file=sys.stderr), transient=True) as shown:
+        task = shown.add_task(first, total=None)
+
+        def report(what: str, done: int, total: int) -> None:
+            # A stage that is done may be followed by work that has no name: the bar then pulses.
+            shown.update(task, description=what, completed=done, total=total if done < total else None)
+
+        yield report
+
+
+def _stages(first: str, stream: TextIO) -> Progress:
+    """Each stage's name on a line when it begins."""
+    seen: list[str] = []
+
+    def report(what: str, _done: int, _total: int) -> None:
+        if not seen or seen[-1] != what:
+            seen.append(what)
+            stream.write(f"{what} ...\n")
+            stream.flush()
+
+    report(first, 0, 0)
+    return report
+
+
+def _nothing(_what: str, _done: int, _total: int) -> None:
+    """No progress is shown."""

@@ -1,0 +1,221 @@
+"""Reports in words: what a command says on standard output, as lines and tables of text without any styling."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from rewriter.report.record import AttemptRecord, FileRecord, Report, TimingRecord
+
+_SHOWN_REASONS = 12
+"""Groups of reasons printed without -v: the nearest misses."""
+_ORDER = ("different", "failed", "not_verified", "slower", "not_worth_it", "declined")
+_ALWAYS_SHOWN = frozenset({"different", "failed", "not_verified"})
+
+
+@dataclass(frozen=True)
+class Table:
+    """Columns of text below their headings; the columns named in `right` hold numbers."""
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    right: frozenset[str] = frozenset()
+
+    def without_empty(self, column: str) -> Table:
+        """The table without that column, if no row has anything in it."""
+        at = self.columns.index(column)
+        if any(row[at] for row in self.rows):
+            return self
+        rows = tuple(row[:at] + row[at + 1 :] for row in self.rows)
+        return Table(self.columns[:at] + self.columns[at + 1 :], rows, self.right)
+
+
+Block = str | Table
+"""What is printed: a paragraph, or a table.  An empty line goes between two blocks."""
+
+
+def report_blocks(report: Report, verbose: bool) -> list[Block]:
+    """The summary of `optimize` and `rewrite`, all but its last line."""
+    kept = [attempt for attempt in report.attempts if attempt.outcome == "accepted"]
+    others = [attempt for attempt in report.attempts if attempt.outcome != "accepted"]
+    blocks: list[Block] = []
+    if kept:
+        blocks += [kept_table(kept, verbose)]
+    if not report.changed or verbose:
+        blocks += reason_blocks(others, verbose)
+    else:
+        blocks += reason_blocks([attempt for attempt in others if attempt.outcome in _ALWAYS_SHOWN], verbose)
+        blocks += tally(others)
+    if report.changed:
+        blocks += [operator_table(report.before, report.after)]
+    if report.timing is not None:
+        blocks += [timing_line(report.timing)]
+    if report.chosen_shapes:
+        blocks += [f"Input shapes nobody gave, chosen for the timing: {shapes_text(report.chosen_shapes)}."]
+    if report.audit is not None:
+        blocks += [f"Audit: {graded(report.audit.verdict, report.audit.grade)}. {report.audit.reason}"]
+        blocks += [f"Note: {note}" for note in report.audit.notes]
+    return blocks + [f"Note: {note}" for note in report.notes]
+
+
+def kept_table(kept: Sequence[AttemptRecord], verbose: bool) -> Table:
+    """What was rewritten, one row for each group of equal rewrites (one for each rewrite when verbose)."""
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for number, attempt in enumerate(kept):
+        measured = str(attempt.details.get("measured", "")).partition(" in context")[0]
+        key = (attempt.pass_name, attempt.summary, measured, *([str(number)] if verbose else []))
+        groups.setdefault(key, []).append(attempt.site)
+    table = Table(
+        ("#", "pass", "site", "measured in context", "rewrite"),
+        tuple((str(len(sites)), key[0], sites_text(sites), key[2], key[1]) for key, sites in groups.items()),
+        frozenset({"#"}),
+    )
+    return table.without_empty("measured in context")
+
+
+def reason_blocks(attempts: Iterable[AttemptRecord], verbose: bool) -> list[Block]:
+    """Why something was not done: equal reasons counted, the nearest misses first, trivial ones only if verbose."""
+    considered = list(attempts)
+    nearer = [attempt for attempt in considered if not is_trivial(attempt)]
+    # Where nothing came near, the trivial reasons are all there is to say.
+    told = considered if verbose or not nearer else nearer
+    groups: dict[tuple[str, str, str], list[AttemptRecord]] = {}
+    for attempt in told:
+        reason = why(attempt) if verbose else unnamed(why(attempt))
+        groups.setdefault((attempt.outcome, attempt.pass_name, reason), []).append(attempt)
+    ranked = sorted(groups.items(), key=lambda item: (_ORDER.index(item[0][0]), -_nearness(item[1]), -len(item[1])))
+    shown = ranked if verbose else ranked[:_SHOWN_REASONS]
+    rows = tuple(
+        (
+            str(len(found)),
+            outcome.replace("_", " "),
+            name or "-",
+            sites_text([entry.site for entry in found]),
+            why(found[0]),
+        )
+        for (outcome, name, _), found in shown
+    )
+    blocks: list[Block] = [Table(("#", "outcome", "pass", "site", "why"), rows, frozenset({"#"}))] if rows else []
+    if len(ranked) > len(shown):
+        blocks.append(f"{len(ranked) - len(shown)} more reasons are shown with -v.")
+    if hidden := len(considered) - len(told):
+        blocks.append(f"{counted(hidden, 'site')} that a pass has nothing to do with: -v shows them.")
+    return blocks
+
+
+def why(attempt: AttemptRecord) -> str:
+    """The reason, after what would have become what."""
+    return f"{attempt.summary}: {attempt.reason}" if attempt.summary else attempt.reason
+
+
+def is_trivial(attempt: AttemptRecord) -> bool:
+    """Whether a pass declined without a node that fitted; places out of reach (no pass named) are never trivial."""
+    return attempt.outcome == "declined" and attempt.matched == 0 and bool(attempt.pass_name)
+
+
+def _nearness(attempts: Sequence[AttemptRecord]) -> int:
+    return max(attempt.matched for attempt in attempts)
+
+
+def tally(attempts: Sequence[AttemptRecord]) -> list[Block]:
+    """One line that says how many other attempts there were, by outcome."""
+    rest = [attempt for attempt in attempts if attempt.outcome not in _ALWAYS_SHOWN]
+    counts = {outcome: sum(attempt.outcome == outcome for attempt in rest) for outcome in _ORDER}
+    parts = [f"{count} {outcome.replace('_', ' ')}" for outcome, count in counts.items() if count]
+    return [f"Also considered: {', '.join(parts)}; -v shows each with its reason."] if parts else []
+
+
+def operator_table(before: FileRecord, after: FileRecord) -> Table:
+    """Operator counts that changed, then the totals."""
+    rows = [
+        (op, str(before.ops.get(op, 0)), str(after.ops.get(op, 0)))
+        for op in sorted({*before.ops, *after.ops})
+        if before.ops.get(op, 0) != after.ops.get(op, 0)
+    ]
+    rows.append(("all operators", str(before.nodes), str(after.nodes)))
+    rows.append(("file size", size_text(before.bytes), size_text(after.bytes)))
+    return Table(("operator", "before", "after"), tuple(rows), frozenset({"before", "after"}))
+
+
+def timing_line(timing: TimingRecord) -> str:
+    """`Latency: 31.20 ms -> 12.90 ms, 2.42x (2.38 to 2.44), 1 thread, cpu.`"""
+    change = f"{timing.before_ms:.2f} ms -> {timing.after_ms:.2f} ms, {speed_text(timing)}"
+    line = f"Latency: {change}, {threads_text(timing.threads)}, {timing.provider}, {counted(timing.pairs, 'pair')}."
+    if timing.nondeterministic:
+        line += f" Two runs on the same inputs differ in: {', '.join(timing.nondeterministic)}."
+    return line
+
+
+def conclusion(report: Report, fate: str) -> str:
+    """The last line: the verdict, what was done, how fast it is, and what became of the file (`fate`)."""
+    if report.verdict != "equivalent":
+        return f"{verdict_word(report.verdict)} | {clause(report.reason)} | {fate}"
+    if not report.changed:
+        return f"UNCHANGED | {clause(report.reason)} | {fate}"
+    kept = sum(attempt.outcome == "accepted" for attempt in report.attempts)
+    parts = ["EQUIVALENT", counted(kept, "rewrite")]
+    if report.timing is not None:
+        parts.append(f"{faster_text(report.timing)} at {threads_text(report.timing.threads)}")
+    return " | ".join([*parts, fate])
+
+
+def verdict_word(verdict: str) -> str:
+    """`NOT VERIFIED` for `not_verified`."""
+    return verdict.replace("_", " ").upper()
+
+
+def graded(verdict: str, grade: str | None) -> str:
+    """`equivalent (exact)`."""
+    return verdict.replace("_", " ") + (f" ({grade})" if grade else "")
+
+
+def clause(sentence: str) -> str:
+    """A sentence without its full stop, on one line."""
+    return " ".join(sentence.split()).rstrip(".")
+
+
+def faster_text(timing: TimingRecord) -> str:
+    """`2.41x faster (2.38 to 2.44)`."""
+    spread = "" if timing.interval is None else f" ({timing.interval[0]:.2f} to {timing.interval[1]:.2f})"
+    return f"{timing.speedup:.2f}x faster{spread}"
+
+
+def speed_text(timing: TimingRecord) -> str:
+    """`2.41x (95 % interval 2.38 to 2.44)`."""
+    if timing.interval is None:
+        return f"{timing.speedup:.2f}x (too few pairs for an interval)"
+    return f"{timing.speedup:.2f}x (95 % interval {timing.interval[0]:.2f} to {timing.interval[1]:.2f})"
+
+
+def threads_text(threads: int) -> str:
+    """`1 thread`; 0 stands for ONNX Runtime's own choice."""
+    return counted(threads, "thread") if threads else "ONNX Runtime's default threads"
+
+
+def counted(number: int, noun: str) -> str:
+    """`1 rewrite`, `2 rewrites`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def sites_text(sites: Sequence[str]) -> str:
+    """The first name, and how many more."""
+    return sites[0] if len(sites) == 1 else f"{sites[0]} and {len(sites) - 1} more"
+
+
+def unnamed(reason: str) -> str:
+    """A reason without the names in it: reasons that differ in nothing else are counted as one, the first one shown."""
+    return re.sub(r"'[^']*'", "''", reason)
+
+
+def size_text(size: int) -> str:
+    """Bytes in decimal units."""
+    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if size >= factor:
+            return f"{size / factor:.1f} {unit}"
+    return f"{size} B"
+
+
+def shapes_text(shapes: Mapping[str, Sequence[int]]) -> str:
+    """`x:1,3,224,224`, as `--input-shape` takes it."""
+    return " ".join(f"{name}:{','.join(map(str, shape))}" for name, shape in shapes.items())

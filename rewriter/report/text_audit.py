@@ -1,0 +1,166 @@
+"""An audit or a timing of any two models in words, as lines and tables without any styling."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from rewriter.equivalence.records import Audit, LevelResult, OutputAudit, RegionAudit
+from rewriter.report.text import Block, Table, clause, counted, graded, sites_text, threads_text, verdict_word
+from rewriter.timing import Latency, Timing
+
+_MARKS = {"pass": "passed", "fail": "FAILED", "not applicable": "n/a", "not exact here": "not exact here"}
+
+
+def audit_blocks(audit: Audit, verbose: bool) -> list[Block]:
+    """The whole audit but its last line: the levels, the regions, the outputs, the notes."""
+    blocks: list[Block] = [f"Audit: {graded(audit.verdict, audit.grade)}. {audit.reason}"]
+    blocks += [level_table(audit.levels)] if audit.levels else []
+    blocks += [region_table(audit.regions, verbose)] if audit.regions else []
+    if verbose:
+        blocks += [region_details(number, region) for number, region in enumerate(audit.regions, 1)]
+    blocks += [output_table(audit.outputs)] if audit.outputs else []
+    blocks += [
+        f"Run {witness.recipe} was not possible: {witness.problem}" for witness in audit.witnesses if witness.problem
+    ]
+    return blocks + [f"Note: {note}" for note in audit.notes]
+
+
+def level_table(levels: Sequence[LevelResult]) -> Table:
+    """The levels that concern the whole model."""
+    return Table(("level", "whole model", "what was found"), tuple(_level_row(entry) for entry in levels))
+
+
+def _level_row(entry: LevelResult) -> tuple[str, ...]:
+    return entry.level, _MARKS[entry.outcome], entry.detail
+
+
+def region_table(regions: Sequence[RegionAudit], verbose: bool) -> Table:
+    """The regions in which the models differ; those that look the same to every level are one row unless verbose."""
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for number, region in enumerate(regions, 1):
+        levels = ", ".join(f"{entry.level} {_MARKS[entry.outcome]}" for entry in region.levels)
+        change = f"{_ops(region.before)} -> {_ops(region.after)}"
+        verdict = graded(region.verdict, region.grade)
+        why = "" if region.verdict == "equivalent" else region.reason
+        key = (change, verdict, levels, why, *([str(number)] if verbose else []))
+        groups.setdefault(key, []).append(", ".join(region.outputs))
+    table = Table(
+        ("#", "region", "operators", "verdict", "levels", "why"),
+        tuple((str(len(names)), sites_text(names), *key[:4]) for key, names in groups.items()),
+        frozenset({"#"}),
+    )
+    return table.without_empty("why")
+
+
+def _ops(ops: dict[str, int]) -> str:
+    return " ".join(name if count == 1 else f"{count} {name}" for name, count in ops.items()) or "nothing"
+
+
+def region_details(number: int, region: RegionAudit) -> str:
+    """What every level says about one region."""
+    blind = {None: "not measured", True: "no", False: "yes"}[region.blind]
+    lines = [f"Region {number}, {', '.join(region.outputs)}: {graded(region.verdict, region.grade)}. {region.reason}"]
+    lines += [f"  {entry.level} {_MARKS[entry.outcome]}: {entry.detail}" for entry in region.levels]
+    return "\n".join([*lines, f"  outputs respond to it: {blind}"])
+
+
+def output_table(outputs: Sequence[OutputAudit]) -> Table:
+    """The worst figures of every output over all runs."""
+    rows = tuple(
+        (
+            entry.name,
+            f"{entry.dtype} {list(entry.shape)}",
+            f"{entry.max_abs:.2e}",
+            f"{entry.max_rel:.2e}",
+            f"{entry.tolerance:.2e}",
+            f"{entry.spread:.2e}",
+            f"{entry.ratio:.2f}",
+            "bitwise equal" if entry.bitwise else "compared" if entry.compared else "nothing learned",
+        )
+        for entry in outputs
+    )
+    numbers = ("max abs", "max rel", "rtol=atol needed", "original's own", "of allowed")
+    return Table(("output", "type", *numbers, ""), rows, frozenset(numbers))
+
+
+def audit_conclusion(audit: Audit) -> str:
+    """The last line of `rewriter audit`."""
+    levels = list(dict.fromkeys(entry.level for entry in _all_levels(audit) if entry.outcome == "pass"))
+    parts = [verdict_word(audit.verdict)]
+    if audit.verdict != "equivalent":
+        return " | ".join([*parts, clause(audit.reason)])
+    parts += [f"grade {audit.grade}"] if audit.grade else []
+    parts += [counted(len(audit.regions), "region")]
+    parts += [f"passed {' '.join(sorted(levels))}"] if levels else []
+    return " | ".join(parts)
+
+
+def _all_levels(audit: Audit) -> list[LevelResult]:
+    return [*audit.levels, *(entry for region in audit.regions for entry in region.levels)]
+
+
+def latency_blocks(latency: Latency) -> list[Block]:
+    """One model's time by itself."""
+    spread = "too few blocks for an interval"
+    if latency.interval_ms is not None:
+        spread = f"95 % interval {latency.interval_ms[0]:.2f} to {latency.interval_ms[1]:.2f}"
+    blocks: list[Block] = [
+        f"{latency.name}: {latency.ms:.2f} ms per run ({spread}; {latency.blocks} blocks of "
+        f"{counted(latency.runs_per_block, 'run')})."
+    ]
+    return blocks + _nondeterministic(latency.nondeterministic)
+
+
+def latency_conclusion(latency: Latency) -> str:
+    """The last line of `rewriter bench A`."""
+    return f"{latency.ms:.2f} ms | {latency.name} | {threads_text(latency.threads)} | {latency.provider}"
+
+
+def bench_blocks(timings: Sequence[Timing]) -> list[Block]:
+    """Each model against the first."""
+    rows = tuple(
+        (
+            entry.after,
+            f"{entry.before_ms:.2f}",
+            f"{entry.after_ms:.2f}",
+            f"{entry.speedup:.2f}x",
+            "-" if entry.interval is None else f"{entry.interval[0]:.2f} to {entry.interval[1]:.2f}",
+            "-" if entry.smallest_effect is None else f"{entry.smallest_effect:.1%}",
+            str(entry.pairs),
+            entry.verdict,
+            agreement(entry),
+        )
+        for entry in timings
+    )
+    numbers = (f"{timings[0].before} [ms]", "this [ms]", "speed-up", "95 % interval", "visible from", "pairs")
+    blocks: list[Block] = [Table(("model", *numbers, "verdict", "outputs"), rows, frozenset(numbers))]
+    blocks += ["\n".join(f"{entry.after}: {entry.reason}" for entry in timings)]
+    return blocks + _nondeterministic(
+        tuple(dict.fromkeys(name for entry in timings for name in entry.nondeterministic))
+    )
+
+
+def agreement(timing: Timing) -> str:
+    """Whether the timed outputs were the same bits; whether differing ones are equivalent is the audit's to say."""
+    same = timing.before_sha256 == timing.after_sha256
+    return "bitwise equal" if same else "differ in bits (see `rewriter audit`)"
+
+
+def bench_conclusion(timings: Sequence[Timing]) -> str:
+    """The last line of `rewriter bench A B…`: the best of them."""
+    best = max(timings, key=lambda entry: entry.speedup)
+    verdicts = Counter(entry.verdict for entry in timings)
+    spread = "" if best.interval is None else f" ({best.interval[0]:.2f} to {best.interval[1]:.2f})"
+    parts = [
+        best.verdict,
+        f"{best.after} against {best.before}: {best.speedup:.2f}x{spread}",
+        threads_text(best.threads),
+    ]
+    if len(timings) > 1:
+        parts.append(", ".join(f"{count} {verdict.lower()}" for verdict, count in verdicts.items()))
+    return " | ".join([*parts, best.provider])
+
+
+def _nondeterministic(names: Sequence[str]) -> list[Block]:
+    return [f"Note: two runs on the same inputs differ in {', '.join(names)}."] if names else []
