@@ -6,7 +6,7 @@ while calling the input dynamic); then batch sizes from the caller and two prime
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
@@ -22,6 +22,7 @@ PRIMES = (67, 71, 73, 79)
 _MULTIPLES = (1, 2, 4, 8, 16, 32)
 _USUAL = (224, 256, 112, 128, 299, 320, 384, 512, 640)
 _SHAPE_OPERATORS = frozenset({"Reshape", "Concat", "Slice", "Expand", "Resize", "Tile"})
+_BROADCASTING = frozenset({"Add", "Sub", "Mul", "Div"})
 _TRIALS = 48
 _Key = tuple[tuple[tuple[str, Shape], ...], tuple[int, ...]]
 _FOUND: WeakKeyDictionary[Model, dict[_Key, tuple[Binding, ...]]] = WeakKeyDictionary()
@@ -55,10 +56,10 @@ def find_bindings(
 def _find(model: Model, fixed: Mapping[str, Shape], batches: Sequence[int]) -> tuple[Binding, ...]:
     free_batch = any(_is_free_batch(value, fixed) for value in model.inputs)
     found: list[Binding] = []
-    others: Mapping[str, int] = {}
+    choices = _choices(model)
     for batch in batches if free_batch else batches[:1]:
-        best = _best(model, fixed, batch, others)
-        others = _axes(best)
+        best, sizes = _best(model, fixed, batch, choices)
+        choices = [sizes]  # the other batches get the sizes that fitted the first
         found.append(best)
     return tuple(found)
 
@@ -76,7 +77,7 @@ def _check_given(model: Model, given: Mapping[str, Shape]) -> None:
         fits = len(dims) == len(shape) and all(
             known_size(dim) in (None, size) for dim, size in zip(dims, shape, strict=True)
         )
-        if not fits or any(size < 0 for size in shape):
+        if not fits or any(size < 1 for size in shape):
             raise BadInput(f"--input-shape {name}:{_text(shape)} does not fit the declared {describe(inputs[name])}.")
 
 
@@ -102,39 +103,35 @@ def _is_free_batch(value: onnx.ValueInfoProto, given: Mapping[str, Shape]) -> bo
     return value.name not in given and len(dims) > 1 and known_size(dims[0]) is None
 
 
-def _best(model: Model, given: Mapping[str, Shape], batch: int, known: Mapping[str, int]) -> Binding:
-    """The first choice of sizes without a contradiction, else the one with the fewest."""
-    best: Binding | None = None
-    for sizes in _choices(model, known):
+def _best(
+    model: Model, given: Mapping[str, Shape], batch: int, choices: Iterable[Sequence[int]]
+) -> tuple[Binding, Sequence[int]]:
+    """The first choice of sizes without a contradiction, else the one with the fewest; with the sizes."""
+    best: tuple[Binding, Sequence[int]] | None = None
+    for sizes in choices:
         shapes, chosen = _shapes(model, given, batch, sizes)
-        bound = bind(model, shapes)
-        trial = Binding(shapes, chosen, bound)
-        if best is None or len(bound.problems) < len(best.bound.problems):
-            best = trial
-        if not bound.problems or not chosen:
+        trial = Binding(shapes, chosen, bind(model, shapes))
+        if best is None or len(trial.bound.problems) < len(best[0].bound.problems):
+            best = (trial, sizes)
+        if not trial.bound.problems or not chosen:
             break
     assert best is not None
     return best
 
 
-def _choices(model: Model, known: Mapping[str, int]) -> Iterator[tuple[int, ...]]:
-    if known:
-        yield tuple(known.values())
-        return
+def _choices(model: Model) -> Iterable[Sequence[int]]:
     yield PRIMES
-    for size in _implied_sizes(model)[:_TRIALS]:
+    for size in _implied_sizes(model):
         yield (size,) * len(PRIMES)
 
 
-def _axes(binding: Binding) -> Mapping[str, int]:
-    sizes = [size for shape in binding.chosen.values() for size in shape[1:]]
-    return {f"{index}": size for index, size in enumerate(sizes)} if sizes else {}
-
-
 def _implied_sizes(model: Model) -> list[int]:
-    """Sizes that constants in shape operators suggest: each constant and its doublings, usual image sizes first."""
+    """Sizes that constants suggest, each with its doublings, usual image sizes first; then the other usual ones."""
     seen: set[int] = set()
     for node in model.nodes:
+        if node.op_type in _BROADCASTING:  # a table of positions, say
+            tables = [model.headers[name].dims for name in node.input if name in model.headers]
+            seen.update(size for dims in tables if len(dims) > 2 for size in dims if 1 < size <= 1024)
         if node.op_type not in _SHAPE_OPERATORS:
             continue
         for name in node.input[1:] if node.op_type != "Concat" else node.input:
@@ -146,7 +143,8 @@ def _implied_sizes(model: Model) -> list[int]:
                 seen.update(size for size in value.reshape(-1).tolist() if 1 < size <= 1024)
     implied = {size * factor for size in seen for factor in _MULTIPLES if 4 <= size * factor <= 1024}
     usual = [size for size in _USUAL if size in implied]
-    return usual + sorted(implied - set(usual))
+    suggested = usual + sorted(implied - set(usual))
+    return suggested[: _TRIALS - len(_USUAL)] + [size for size in _USUAL if size not in implied]
 
 
 def _shapes(
@@ -170,13 +168,14 @@ def _shapes(
             if size is not None:
                 shape.append(size)
             elif axis == 0 and len(dims) > 1:
+                by_name.setdefault(dim.dim_param, batch)
                 shape.append(batch)
             elif axis == 1 and channels:
                 shape.append(channels)
             else:
-                picked = by_name.get(dim.dim_param) or next(supply, PRIMES[-1])
-                if dim.dim_param:
-                    by_name[dim.dim_param] = picked
+                named = by_name.get(dim.dim_param) if dim.dim_param else None
+                picked = named or next(supply, PRIMES[-1])
+                by_name.setdefault(dim.dim_param, picked)
                 shape.append(picked)
         shapes[value.name] = tuple(shape)
         if any(known_size(dim) is None for dim in dims):
@@ -190,5 +189,6 @@ def _channels_read(model: Model, tensor: str) -> int | None:
         node = model.nodes[index]
         if node.op_type == "Conv" and node.input[0] == tensor and node.input[1] in model.headers:
             group = next((entry.i for entry in node.attribute if entry.name == "group"), 1)
-            return int(model.headers[node.input[1]].dims[1] * group)
+            dims = model.headers[node.input[1]].dims
+            return int(dims[1] * group) if len(dims) > 2 else None
     return None

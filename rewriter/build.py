@@ -14,6 +14,8 @@ from rewriter.constants import Array
 from rewriter.model import Model
 from rewriter.names import Names
 
+_INTEGER_CONSTANTS = 9
+"""The first opset whose Constant may be of integers; before, float64 and a Cast hold every size."""
 _AXES_AS_INPUT = {"ReduceSum": 13, "Squeeze": 13, "Unsqueeze": 13, "ReduceMean": 18}
 
 
@@ -27,6 +29,11 @@ class Builder:
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: list[onnx.TensorProto] = []
 
+    @property
+    def reads(self) -> frozenset[str]:
+        """Every tensor that the new nodes read."""
+        return frozenset(name for node in self.nodes for name in node.input)
+
     def constant(self, value: Array, hint: str) -> str:
         """A constant tensor: an initializer; up to IR version 3, where those must be graph inputs, a Constant node."""
         name = self._names.fresh(f"{self._prefix}/{hint}")
@@ -34,6 +41,9 @@ class Builder:
         if self._model.ir_version >= 4:
             self.initializers.append(tensor)
             return name
+        if value.dtype == np.int64 and self._model.opset < _INTEGER_CONSTANTS:
+            held = self.constant(value.astype(np.float64), f"{hint}/float64")
+            return self.node("Cast", [held], hint, name, to=onnx.TensorProto.INT64)
         node = onnx.helper.make_node("Constant", [], [name], name=self._names.fresh(f"{name}/node"))
         node.attribute.append(onnx.AttributeProto(name="value", type=onnx.AttributeProto.TENSOR, t=tensor))
         self.nodes.append(node)

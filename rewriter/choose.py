@@ -23,7 +23,7 @@ _BLOCK_SECONDS = 0.01
 _WARMUP_SECONDS = 0.05
 _MOST_SECONDS, _LEAST_SECONDS = 4.0, 0.4
 _BRIEF_SHARE = 0.3  # of a place's time, for a first look at all candidates
-_LOSING = 0.95  # a candidate whose first look gives less than this speed-up is not looked at again
+_LOSING, _FAR_SLOWER = 0.97, 0.9  # speed-ups below which a first look is enough, with and without an interval
 
 Progress = Callable[[str, int, int], None]
 
@@ -126,7 +126,7 @@ def _decide(place: Place, timings: Sequence[Timing], measured_at: str) -> tuple[
             better = f"{winner.applied.step.rule.name} ({winner.applied.rewrite.summary})"
             reason = f"{describe(timing)}, but {better} was faster: {describe(winner.timing)}."
             attempts.append(_attempt(option, "not_worth_it", reason, timing))
-        elif timing.verdict == "SLOWER":
+        elif timing.verdict == "SLOWER" or _is_losing(timing):
             attempts.append(_attempt(option, "slower", f"{describe(timing)}.", timing))
         else:
             attempts.append(
@@ -138,7 +138,7 @@ def _decide(place: Place, timings: Sequence[Timing], measured_at: str) -> tuple[
 def describe(timing: Timing) -> str:
     """`1.44x (1.41 to 1.47) in context`."""
     if timing.interval is None:
-        return f"{timing.speedup:.2f}x in context (too few pairs for an interval)"
+        return f"{timing.speedup:.2f}x in context at a first look"
     return f"{timing.speedup:.2f}x ({timing.interval[0]:.2f} to {timing.interval[1]:.2f}) in context"
 
 
@@ -207,4 +207,7 @@ def _measure(model: Model, place: Place, captured: Feeds, options: RunOptions, s
 
 
 def _is_losing(timing: Timing) -> bool:
-    return timing.speedup < _LOSING and (timing.interval is None or timing.interval[1] < 1.0)
+    """Whether a first look is enough: far slower, or slower by its whole interval."""
+    if timing.interval is None:
+        return timing.speedup < _FAR_SLOWER
+    return timing.speedup < _LOSING and timing.interval[1] < 1.0

@@ -19,6 +19,15 @@ from rewriter.model import Model
 
 Array = NDArray[np.generic]
 
+_TYPES = onnx.TensorProto
+_PLAIN = frozenset(
+    [
+        *(_TYPES.FLOAT, _TYPES.DOUBLE, _TYPES.FLOAT16, _TYPES.BFLOAT16, _TYPES.BOOL),
+        *(_TYPES.INT8, _TYPES.INT16, _TYPES.INT32, _TYPES.INT64),
+        *(_TYPES.UINT8, _TYPES.UINT16, _TYPES.UINT32, _TYPES.UINT64),
+    ]
+)
+
 
 def attribute(node: onnx.NodeProto, name: str) -> onnx.AttributeProto | None:
     """The attribute of that name, or None."""
@@ -70,7 +79,7 @@ def tensor_value(model: Model, tensor: onnx.TensorProto) -> Array:
         tensor = inline
     try:
         return numpy_helper.to_array(tensor)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, KeyError) as error:
         raise BadInput(
             f"the data of tensor '{tensor.name}' does not fit its shape {list(tensor.dims)}: {error}."
         ) from error
@@ -88,7 +97,20 @@ def _source(model: Model, tensor: str) -> str | onnx.NodeProto | None:
         return None
     if node.op_type == "Constant":
         return node if _constant_attribute(node) is not None else None
+    if node.op_type == "Cast" and not _is_plain_cast(node):
+        return None
+    if len(node.input) != 1:
+        return None
+    before = model.wiring.producer(node.input[0])
+    if before is not None and before >= maker:  # no valid order; a cycle would never end
+        return None
     return node if is_constant(model, node.input[0]) else None
+
+
+def _is_plain_cast(node: onnx.NodeProto) -> bool:
+    """Whether NumPy converts as ONNX does: not for strings, nor for the small types where ONNX saturates."""
+    to = attribute(node, "to")
+    return to is not None and to.i in _PLAIN
 
 
 def _constant_attribute(node: onnx.NodeProto) -> onnx.AttributeProto | None:
@@ -123,7 +145,8 @@ def _cast(model: Model, node: onnx.NodeProto) -> Array:
     value = constant(model, node.input[0])
     to = attribute(node, "to")
     assert value is not None and to is not None
-    result: Array = value.astype(onnx.helper.tensor_dtype_to_np_dtype(to.i))
+    with np.errstate(over="ignore", invalid="ignore"):  # too large for float16 is infinity, as in ONNX
+        result: Array = value.astype(onnx.helper.tensor_dtype_to_np_dtype(to.i))
     return result
 
 

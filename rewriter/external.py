@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import filecmp
 import os
-import shutil
-import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,9 +31,12 @@ def reference(tensor: onnx.TensorProto) -> Reference | None:
         raise BadInput(f"tensor '{tensor.name}' says its data is external but names no file.")
     try:
         length = int(entries["length"]) if "length" in entries else None
-        return Reference(entries["location"], int(entries.get("offset", "0")), length)
+        offset = int(entries.get("offset", "0"))
     except ValueError as error:
         raise BadInput(f"tensor '{tensor.name}' has an external offset or length that is not a number.") from error
+    if offset < 0 or (length is not None and length < 0):
+        raise BadInput(f"tensor '{tensor.name}' has a negative external offset or length.")
+    return Reference(entries["location"], offset, length)
 
 
 def resolve(location: str, folder: Path | None) -> Path:
@@ -56,36 +57,47 @@ def read(ref: Reference, folder: Path | None, name: str) -> bytes:
     path = resolve(ref.location, folder)
     try:
         with path.open("rb") as file:
+            if ref.offset + (ref.length or 0) > file.seek(0, os.SEEK_END):
+                raise BadInput(f"the external data file '{path}' ends inside tensor '{name}'.")
             file.seek(ref.offset)
-            data = file.read(-1 if ref.length is None else ref.length)
+            return file.read(-1 if ref.length is None else ref.length)
     except OSError as error:
-        raise BadInput(f"the weights of tensor '{name}' cannot be read from '{path}': {error.strerror}.") from error
-    if ref.length is not None and len(data) < ref.length:
-        raise BadInput(f"the external data file '{path}' ends inside tensor '{name}'.")
-    return data
+        reason = error.strerror or error
+        raise BadInput(f"the weights of tensor '{name}' cannot be read from '{path}': {reason}.") from error
 
 
 def tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
-    """Every TensorProto of a model: initializers and attributes, in the graph, its subgraphs and the functions."""
+    """Every TensorProto of a model: initializers and attributes, in graphs, functions and training information."""
     yield from _graph_tensors(model.graph)
     for function in model.functions:
         for node in function.node:
             yield from _node_tensors(node)
+        for attribute in function.attribute_proto:
+            yield from _attribute_tensors(attribute)
+    for training in model.training_info:
+        yield from _graph_tensors(training.initialization)
+        yield from _graph_tensors(training.algorithm)
 
 
 def _graph_tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
     yield from graph.initializer
+    for sparse in graph.sparse_initializer:
+        yield from (sparse.values, sparse.indices)
     for node in graph.node:
         yield from _node_tensors(node)
 
 
 def _node_tensors(node: onnx.NodeProto) -> Iterator[onnx.TensorProto]:
     for attribute in node.attribute:
-        if attribute.HasField("t"):
-            yield attribute.t
-        yield from attribute.tensors
-        for graph in [attribute.g] if attribute.HasField("g") else attribute.graphs:
-            yield from _graph_tensors(graph)
+        yield from _attribute_tensors(attribute)
+
+
+def _attribute_tensors(attribute: onnx.AttributeProto) -> Iterator[onnx.TensorProto]:
+    yield from (attribute.t, *attribute.tensors)  # a field that is not set reads as an empty message
+    for sparse in (attribute.sparse_tensor, *attribute.sparse_tensors):
+        yield from (sparse.values, sparse.indices)
+    for graph in (attribute.g, *attribute.graphs):
+        yield from _graph_tensors(graph)
 
 
 def locations(model: onnx.ModelProto) -> list[str]:
@@ -109,26 +121,3 @@ def check_collisions(names: Iterable[str], source: Path, target: Path) -> list[s
                 "choose another output folder, or remove it."
             )
     return todo
-
-
-def copy_beside(names: Iterable[str], source: Path, target: Path) -> list[Path]:
-    """Copy external files, each atomically; returns the files made, and leaves none behind when one fails."""
-    made: list[Path] = []
-    try:
-        for name in names:
-            copy = target / name
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            handle, temporary = tempfile.mkstemp(dir=copy.parent, prefix=f".{copy.name}.")
-            os.close(handle)
-            try:
-                shutil.copyfile(source / name, temporary)
-                Path(temporary).replace(copy)
-            except BaseException:
-                Path(temporary).unlink(missing_ok=True)
-                raise
-            made.append(copy)
-    except BaseException:
-        for path in made:
-            path.unlink(missing_ok=True)
-        raise
-    return made

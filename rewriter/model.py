@@ -10,17 +10,18 @@ from __future__ import annotations
 
 import hashlib
 import mmap
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
 import onnx
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, EncodeError
 
 from rewriter.errors import BadInput
-from rewriter.wire import Field, WireError, fields, header
-from rewriter.wiring import Wiring, used_names
+from rewriter.wire import LENGTH, Field, WireError, fields, header
+from rewriter.wiring import Wiring, graph_names, used_names
 
 GRAPH = 7  # field number of ModelProto.graph
 NODE, INITIALIZER, INPUT, OUTPUT, VALUE_INFO, QUANTIZATION = 1, 5, 11, 12, 13, 14  # field numbers of GraphProto
@@ -32,7 +33,7 @@ _PROTOBUF_LIMIT = 2**31 - 1
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """One field of GraphProto: its number, all of its bytes, and where its value begins in them."""
+    """One field of GraphProto: its number (0 when of another wire type), all its bytes, where its value begins."""
 
     number: int
     raw: memoryview
@@ -51,6 +52,11 @@ class Edit:
     inserted: Mapping[int, tuple[onnx.NodeProto, ...]] = field(default_factory=dict)
     initializers: tuple[onnx.TensorProto, ...] = ()
 
+    @property
+    def empty(self) -> bool:
+        """Whether it changes nothing."""
+        return not (self.removed or self.initializers or any(self.inserted.values()))
+
 
 @dataclass(frozen=True, eq=False)
 class Model:
@@ -61,6 +67,10 @@ class Model:
     tail: memoryview
     folder: Path | None = None
     path: Path | None = None
+    source: memoryview | None = None
+    """All of its bytes as they were read, while it is unchanged."""
+    origin: Model | None = None
+    """The model that was read, when this one was spliced from it."""
 
     @classmethod
     def load(cls, source: str | Path | bytes | onnx.ModelProto | Model) -> Model:
@@ -71,7 +81,7 @@ class Model:
         if isinstance(source, Model):
             return source
         if isinstance(source, onnx.ModelProto):
-            return _parse(memoryview(source.SerializeToString(deterministic=True)), None)
+            return _parse(_serialize(source), None)
         if isinstance(source, bytes | bytearray | memoryview):
             return _parse(memoryview(bytes(source)), None)
         path = Path(source)
@@ -80,16 +90,20 @@ class Model:
     @cached_property
     def skeleton(self) -> onnx.ModelProto:
         """The model with the data of initializers over 1 KiB left out; do not mutate."""
-        graph = b"".join(bytes(part) for piece in self.pieces for part in _light(piece))
-        whole = b"".join([self.head, header(GRAPH, len(graph)), graph, self.tail])
         try:
-            return onnx.ModelProto.FromString(whole)
-        except DecodeError as error:
+            graph = b"".join(bytes(part) for piece in self.pieces for part in _light(piece))
+            return onnx.ModelProto.FromString(b"".join([self.head, header(GRAPH, len(graph)), graph, self.tail]))
+        except (WireError, DecodeError) as error:
             raise BadInput(f"{self.label} is not an ONNX model: {error}.") from error
 
     @property
+    def original(self) -> Model:
+        """The model that was read: itself, unless it was spliced."""
+        return self.origin or self
+
+    @property
     def label(self) -> str:
-        return f"'{self.path}'" if self.path else "the model"
+        return f"'{self.path}'" if self.path else "the given model"
 
     @cached_property
     def nodes(self) -> tuple[onnx.NodeProto, ...]:
@@ -98,7 +112,10 @@ class Model:
     @cached_property
     def wiring(self) -> Wiring:
         """Producers and consumers of every tensor."""
-        return Wiring.of(self.skeleton)
+        try:
+            return Wiring.of(self.skeleton)
+        except UnicodeDecodeError as error:
+            raise BadInput(f"{self.label} has a name that is not UTF-8 text: {error.object[:40]!r}.") from error
 
     @cached_property
     def headers(self) -> Mapping[str, onnx.TensorProto]:
@@ -112,7 +129,10 @@ class Model:
 
     def initializer(self, name: str) -> onnx.TensorProto:
         """The whole initializer, parsed on demand (external data is not read)."""
-        return onnx.TensorProto.FromString(bytes(self._initializer_pieces[name].body))
+        try:
+            return onnx.TensorProto.FromString(bytes(self._initializer_pieces[name].body))
+        except DecodeError as error:
+            raise BadInput(f"the initializer '{name}' of {self.label} is damaged (protobuf: {error}).") from error
 
     @cached_property
     def overridable(self) -> frozenset[str]:
@@ -124,7 +144,10 @@ class Model:
     @cached_property
     def inputs(self) -> tuple[onnx.ValueInfoProto, ...]:
         """Graph inputs a caller must feed: those without an initializer."""
-        return tuple(value for value in self.skeleton.graph.input if value.name not in self.headers)
+        sparse = {tensor.values.name for tensor in self.skeleton.graph.sparse_initializer}
+        return tuple(
+            value for value in self.skeleton.graph.input if value.name not in self.headers and value.name not in sparse
+        )
 
     @cached_property
     def outputs(self) -> tuple[onnx.ValueInfoProto, ...]:
@@ -146,21 +169,23 @@ class Model:
         Tensors that no longer exist lose their value_info and quantization annotations; an initializer goes when the
         edit took its last reader, unless it is a graph input (that would change the interface).
         """
+        if edit.empty:
+            return self
         orphans = _orphans(self, edit)
-        gone = _vanished(self, edit)
+        gone = _vanished(self, edit) | orphans
         new: list[Piece] = []
         index = 0
         last_initializer = -1
+        after_nodes = 0
         for piece in self.pieces:
             if piece.number == NODE:
                 new.extend(_piece(NODE, node) for node in edit.inserted.get(index, ()))
                 if index not in edit.removed:
                     new.append(piece)
                 index += 1
+                after_nodes = len(new)
                 continue
-            if piece.number == VALUE_INFO and _string_field(piece, 1) in gone:
-                continue
-            if piece.number == QUANTIZATION and _string_field(piece, 1) in gone:
+            if piece.number in (VALUE_INFO, QUANTIZATION) and _string_field(piece, 1) in gone:
                 continue
             if piece.number == INITIALIZER and _string_field(piece, 8) in orphans:
                 continue
@@ -168,13 +193,16 @@ class Model:
             if piece.number == INITIALIZER:
                 last_initializer = len(new)
         at = last_initializer if last_initializer >= 0 else len(new)
-        new[at:at] = [_piece(INITIALIZER, tensor) for tensor in edit.initializers]
-        return replace(self, pieces=tuple(new), path=None)
+        tensors = [_piece(INITIALIZER, tensor) for tensor in edit.initializers]
+        appended = [_piece(NODE, node) for node in edit.inserted.get(index, ())]
+        for place, pieces in sorted([(at, tensors), (after_nodes, appended)], key=lambda entry: -entry[0]):
+            new[place:place] = pieces
+        return replace(self, pieces=tuple(new), path=None, source=None, origin=self.original)
 
     def with_outputs(self, values: Iterable[onnx.ValueInfoProto]) -> Model:
         """A copy with further graph outputs, to look at tensors inside; never saved for a user."""
         extra = tuple(_piece(OUTPUT, value) for value in values)
-        return replace(self, pieces=self.pieces + extra, path=None)
+        return replace(self, pieces=self.pieces + extra, path=None, source=None, origin=self.original)
 
     @property
     def size(self) -> int:
@@ -183,6 +211,12 @@ class Model:
 
     def chunks(self) -> Iterator[bytes | memoryview]:
         """The serialized model, piece by piece."""
+        if self.source is not None:
+            for start in range(0, len(self.source), _RELEASED):
+                part = self.source[start : start + _RELEASED]
+                yield part
+                _release(part)
+            return
         yield self.head
         yield header(GRAPH, sum(len(piece.raw) for piece in self.pieces))
         for piece in self.pieces:
@@ -209,17 +243,20 @@ class Model:
 
 def _map(path: Path) -> memoryview:
     """The bytes of a file, mapped rather than read: pages that nobody looks at cost nothing."""
-    if path.is_dir():
-        raise BadInput(f"'{path}' is a folder, not a model: give the path of an .onnx file.")
     try:
+        if path.is_dir():
+            raise BadInput(f"'{path}' is a folder, not a model: give the path of an .onnx file.")
         with path.open("rb") as file:
-            if path.stat().st_size == 0:
+            if not path.is_file():  # a pipe cannot be mapped
+                return memoryview(file.read())
+            if os.fstat(file.fileno()).st_size == 0:
                 raise BadInput(f"'{path}' is empty: it holds no model.")
             return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
     except FileNotFoundError as error:
         raise BadInput(f"'{path}' does not exist.") from error
     except (OSError, ValueError) as error:
-        raise BadInput(f"'{path}' cannot be read: {error}.") from error
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise BadInput(f"'{path}' cannot be read: {reason}.") from error
 
 
 def _release(view: memoryview) -> None:
@@ -228,29 +265,37 @@ def _release(view: memoryview) -> None:
         view.obj.madvise(mmap.MADV_DONTNEED)
 
 
+def _serialize(model: onnx.ModelProto) -> memoryview:
+    try:
+        return memoryview(model.SerializeToString(deterministic=True))
+    except (EncodeError, ValueError) as error:
+        raise BadInput(f"the given model cannot be serialized: {error}.") from error
+
+
 def _parse(data: memoryview, path: Path | None) -> Model:
     where = f"'{path}'" if path else "the given model"
     try:
-        top = list(fields(data))
-        graphs = [entry for entry in top if entry.number == GRAPH]
-        if len(graphs) > 1:  # legal but unheard of: protobuf merges repeated sub-messages, so let it
-            merged = onnx.ModelProto.FromString(bytes(data)).SerializeToString(deterministic=True)
-            return _parse(memoryview(merged), path)
+        graphs = [entry for entry in fields(data) if entry.number == GRAPH and entry.kind == LENGTH]
         if not graphs:
             raise BadInput(f"{where} is not an ONNX model: it holds no graph.")
-        graph = graphs[0]
-        pieces = tuple(_slice(data, entry) for entry in fields(data, graph.body, graph.stop))
-    except (WireError, DecodeError) as error:
+        pieces = tuple(_slice(data, entry) for graph in graphs for entry in fields(data, graph.body, graph.stop))
+    except WireError as error:
         raise BadInput(f"{where} is not an ONNX model (protobuf: {error}).") from error
-    folder = path.resolve().parent if path else None
-    model = Model(data[: graph.start], pieces, data[graph.stop :], folder, path)
+    # One graph is what everybody writes; several are legal, and mean what one with all of their fields means.
+    ends = [*(graph.start for graph in graphs[1:]), len(data)]
+    tails = [data[graph.stop : end] for graph, end in zip(graphs, ends, strict=True)]
+    tail = tails[0] if len(tails) == 1 else memoryview(b"".join(tails))
+    # Not resolved: a link's data files are beside the link, as ONNX Runtime has it.
+    folder = path.parent.absolute() if path else None
+    model = Model(data[: graphs[0].start], pieces, tail, folder, path, data)
     if not model.skeleton.opset_import:
         raise BadInput(f"{where} is not an ONNX model: it names no operator set.")
     return model
 
 
 def _slice(data: memoryview, entry: Field) -> Piece:
-    return Piece(entry.number, data[entry.start : entry.stop], entry.body - entry.start)
+    number = entry.number if entry.kind == LENGTH else 0
+    return Piece(number, data[entry.start : entry.stop], entry.body - entry.start)
 
 
 def _piece(number: int, message: onnx.NodeProto | onnx.TensorProto | onnx.ValueInfoProto) -> Piece:
@@ -272,10 +317,12 @@ def _light(piece: Piece) -> Iterator[bytes | memoryview]:
 
 
 def _string_field(piece: Piece, number: int) -> str:
+    """The text of a string field; its last occurrence counts, as in protobuf."""
+    text = b""
     for entry in fields(piece.body):
-        if entry.number == number:
-            return bytes(piece.body[entry.body : entry.stop]).decode()
-    return ""
+        if entry.number == number and entry.kind == LENGTH:
+            text = bytes(piece.body[entry.body : entry.stop])
+    return text.decode(errors="surrogateescape")
 
 
 def _survivors(model: Model, edit: Edit) -> list[onnx.NodeProto]:
@@ -286,12 +333,18 @@ def _survivors(model: Model, edit: Edit) -> list[onnx.NodeProto]:
 def _vanished(model: Model, edit: Edit) -> set[str]:
     """Tensors that a removed node made and no new node makes."""
     made = {name for index in edit.removed for name in model.nodes[index].output}
-    return made - {name for nodes in edit.inserted.values() for node in nodes for name in node.output}
+    return made - {"", *(name for nodes in edit.inserted.values() for node in nodes for name in node.output)}
 
 
 def _orphans(model: Model, edit: Edit) -> set[str]:
-    """Initializers whose last reader the edit takes away."""
+    """Initializers whose last reader the edit takes away, and that nothing but nodes needs."""
     before = used_names(model.nodes[index] for index in edit.removed)
     after = used_names(_survivors(model, edit))
-    interface = {value.name for value in (*model.skeleton.graph.input, *model.skeleton.graph.output)}
-    return (before & model.headers.keys()) - after - interface
+    graph = model.skeleton.graph
+    needed = {value.name for value in (*graph.input, *graph.output)}
+    for annotation in graph.quantization_annotation:  # it names its scale and zero point
+        needed.update(entry.value for entry in annotation.quant_parameter_tensor_names)
+    for training in model.skeleton.training_info:
+        needed.update(entry.key for entry in (*training.initialization_binding, *training.update_binding))
+        needed.update(graph_names(training.algorithm))
+    return (before & model.headers.keys()) - after - needed

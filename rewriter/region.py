@@ -30,6 +30,9 @@ def extract(
         [onnx.ValueInfoProto(name=name) for name in outputs],
         [model.initializer(name) for name in model.headers if name in read and name not in made and name not in inputs],
     )
+    graph.sparse_initializer.extend(
+        tensor for tensor in model.skeleton.graph.sparse_initializer if tensor.values.name in read
+    )
     cut = onnx.helper.make_model(
         graph, opset_imports=list(model.skeleton.opset_import), functions=list(model.skeleton.functions)
     )

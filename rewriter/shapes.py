@@ -7,7 +7,7 @@ reference operators on small integer tensors.  Nothing is unified by dim_param: 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -18,11 +18,17 @@ from onnx.reference import ReferenceEvaluator
 
 from rewriter.constants import Array, constant, is_constant
 from rewriter.model import Model
+from rewriter.wiring import subgraphs
 
 Shape = tuple[int, ...]
 _SMALL = 4096  # elements: larger tensors are data, not shapes
 _SMALL_FLOAT = 16  # Resize scales and the like; larger float tensors are weights
-_ANY_TYPE = onnx.TensorProto.UNDEFINED
+_TYPES = onnx.TensorProto
+_FLOAT_TENSOR = onnx.helper.make_tensor_type_proto(_TYPES.FLOAT, None)  # what a tensor most likely is
+_WINDOWED = frozenset(["Conv", "MaxPool", "AveragePool", "LpPool"])
+_FLOATS = frozenset([_TYPES.FLOAT, _TYPES.DOUBLE, _TYPES.FLOAT16])
+_SIGNED = frozenset([_TYPES.INT8, _TYPES.INT16, _TYPES.INT32, _TYPES.INT64])
+_WHOLE = _SIGNED | {_TYPES.BOOL, _TYPES.UINT8, _TYPES.UINT16, _TYPES.UINT32, _TYPES.UINT64}
 
 
 @dataclass(frozen=True)
@@ -49,20 +55,20 @@ def static_shape(kind: onnx.TypeProto) -> Shape | None:
     if not kind.tensor_type.HasField("shape"):
         return None
     dims = kind.tensor_type.shape.dim
-    if any(not dim.HasField("dim_value") for dim in dims):
+    if any(not dim.HasField("dim_value") or dim.dim_value < 0 for dim in dims):
         return None
     return tuple(int(dim.dim_value) for dim in dims)
 
 
-def bind(model: Model, inputs: Mapping[str, Shape]) -> Bound:
+def bind(model: Model, inputs: Mapping[str, Shape], *, trust_value_info: bool = True) -> Bound:
     """Derive shapes in graph order from `inputs`, shapes by name of graph inputs or any tensor to start from."""
     pinned = dict(inputs)
     types = _starting_types(model, pinned)
     values: dict[str, Array] = {}
     problems: list[str] = []
-    versions = {entry.domain or "": entry.version for entry in model.skeleton.opset_import}
-    declared = {info.name: info.type for info in model.skeleton.graph.value_info}
-    for node in model.nodes:
+    versions = {_domain(entry.domain): entry.version for entry in model.skeleton.opset_import}
+    declared = {info.name: info.type for info in model.skeleton.graph.value_info} if trust_value_info else {}
+    for node in map(_plain, model.nodes):
         _constants_of(model, node, types, values)
         value = _evaluate(node, types, values, versions)
         if value is not None:
@@ -70,13 +76,16 @@ def bind(model: Model, inputs: Mapping[str, Shape]) -> Bound:
             types[node.output[0]] = _tensor_type(_dtype(value), value.shape)
             continue
         problem = _contradiction(node, types, values)
+        inferred: Mapping[str, onnx.TypeProto] = {}
+        if not problem:
+            inferred, problem = _infer(node, types, values, versions)
         if problem:
             problems.append(problem)
-        inferred = {} if problem else _infer(node, types, values, versions)
         for name in node.output:
             kind = inferred.get(name)
             if name in pinned:
-                kind = _tensor_type(kind.tensor_type.elem_type if kind else _ANY_TYPE, pinned[name])
+                elem_type = (kind or declared.get(name, _FLOAT_TENSOR)).tensor_type.elem_type
+                kind = _tensor_type(elem_type, pinned[name])
             elif kind is None or (static_shape(kind) is None and name in declared):
                 kind = declared.get(name, kind)
             if kind is not None:
@@ -90,8 +99,34 @@ def _starting_types(model: Model, pinned: Mapping[str, Shape]) -> dict[str, onnx
         if info.name in pinned:
             types[info.name] = _tensor_type(info.type.tensor_type.elem_type, pinned[info.name])
         elif info.name not in types:
-            types[info.name] = info.type
+            types[info.name] = _without_placeholders(info.type)
     return types
+
+
+def _without_placeholders(kind: onnx.TypeProto) -> onnx.TypeProto:
+    """The type with 0 and -1, which some exporters write for an unknown size, as unknown sizes."""
+    known = onnx.TypeProto()
+    known.CopyFrom(kind)
+    if known.tensor_type.HasField("shape"):
+        for dim in known.tensor_type.shape.dim:
+            if dim.HasField("dim_value") and dim.dim_value <= 0:
+                dim.ClearField("dim_value")
+    return known
+
+
+def _domain(name: str) -> str:
+    """The operator set's domain; the default one has two spellings."""
+    return "" if name == "ai.onnx" else name
+
+
+def _plain(node: onnx.NodeProto) -> onnx.NodeProto:
+    """The node with the default domain in the spelling that ONNX's own tools know."""
+    if node.domain != "ai.onnx":
+        return node
+    copy = onnx.NodeProto()
+    copy.CopyFrom(node)
+    copy.domain = ""
+    return copy
 
 
 def _constants_of(
@@ -101,12 +136,16 @@ def _constants_of(
     for name in node.output if node.op_type == "Constant" else node.input:
         if name in values or not is_constant(model, name):
             continue
-        header = model.headers.get(name) or next((entry.t for entry in node.attribute if entry.name == "value"), None)
-        if header is None and node.op_type != "Constant":
+        header = model.headers.get(name)
+        if node.op_type == "Constant":
+            header = next((entry.t for entry in node.attribute if entry.name == "value"), None)
+        elif header is None:
             continue
         if header is not None:
             types[name] = _tensor_type(header.data_type, tuple(header.dims))
         if header is not None and math.prod(header.dims) > _limit(header.data_type):
+            continue
+        if header is not None and header.data_location == onnx.TensorProto.EXTERNAL and not _is_read(node, header):
             continue
         value = constant(model, name)
         if value is None:
@@ -117,15 +156,21 @@ def _constants_of(
 
 
 def _limit(elem_type: int) -> int:
-    whole = onnx.helper.tensor_dtype_to_np_dtype(elem_type).kind in "iub"
-    return _SMALL if whole else _SMALL_FLOAT
+    if elem_type in _WHOLE:
+        return _SMALL
+    return _SMALL_FLOAT if elem_type in _FLOATS else -1  # strings and the like never are about shapes
+
+
+def _is_read(node: onnx.NodeProto, header: onnx.TensorProto) -> bool:
+    """Whether shapes can depend on the values: data files are opened for those only."""
+    return header.data_type in _WHOLE or node.op_type in ("Resize", "Upsample")
 
 
 def _evaluate(
     node: onnx.NodeProto, types: Mapping[str, onnx.TypeProto], values: Mapping[str, Array], versions: Mapping[str, int]
 ) -> Array | None:
     """The node's value when it is shape arithmetic on known values, else None."""
-    if node.domain not in ("", "ai.onnx") or len(node.output) != 1 or not node.input:
+    if node.domain or len(node.output) != 1 or not node.input:
         return None
     if node.output[0] in values:
         return values[node.output[0]]
@@ -141,11 +186,27 @@ def _evaluate(
     if any(value is None or value.dtype.kind not in "iub" for value in operands):
         return None
     known = [value for value in operands if value is not None]
-    if sum(value.size for value in known) > _SMALL:
+    if sum(value.size for value in known) > _SMALL or any(True for _ in subgraphs(node)) or _is_large(node, known):
         return None
     key = node.SerializeToString(deterministic=True)
     packed = tuple((value.dtype.str, value.shape, value.tobytes()) for value in known)
     return _reference(key, packed, versions.get("", 1))
+
+
+def _is_large(node: onnx.NodeProto, operands: Sequence[Array]) -> bool:
+    """Whether the result would be data, not a shape, for the operators whose results outgrow their operands."""
+    numbers = [[int(number) for number in value.reshape(-1).tolist()] for value in operands]
+    match node.op_type:
+        case "ConstantOfShape":
+            return math.prod(numbers[0]) > _SMALL
+        case "Expand":
+            return math.prod(numbers[-1]) * len(numbers[0]) > _SMALL
+        case "Tile":
+            return math.prod(numbers[-1]) * len(numbers[0]) > _SMALL
+        case "Range":
+            start, limit, step = (values[0] for values in numbers)
+            return step == 0 or abs(limit - start) // abs(step) > _SMALL
+    return False
 
 
 @lru_cache(maxsize=4096)
@@ -204,19 +265,32 @@ def reshape_target(shape: Shape, target: Shape, allow_zero: bool = False) -> Sha
 
 def _infer(
     node: onnx.NodeProto, types: Mapping[str, onnx.TypeProto], values: Mapping[str, Array], versions: Mapping[str, int]
-) -> Mapping[str, onnx.TypeProto]:
-    domain = "" if node.domain == "ai.onnx" else node.domain
+) -> tuple[Mapping[str, onnx.TypeProto], str]:
+    """The types of the node's outputs, and one clause when its operands' shapes do not go together."""
+    known = {name: types[name] for name in node.input if name in types}
     try:
-        schema = onnx.defs.get_schema(node.op_type, versions.get(domain, 1), domain)
-        known = {name: types[name] for name in node.input if name in types}
+        schema = onnx.defs.get_schema(node.op_type, versions.get(node.domain, 1), node.domain)
         data = {name: numpy_helper.from_array(values[name], name) for name in node.input if name in values}
         imports = [onnx.helper.make_opsetid(name, version) for name, version in versions.items()]
         found: Mapping[str, onnx.TypeProto] = onnx.shape_inference.infer_node_outputs(
             schema, node, known, data, opset_imports=imports
         )
+    except onnx.shape_inference.InferenceError:
+        shapes = [static_shape(known[name]) if name in known else None for name in node.input if name]
+        if None in shapes or any(True for _ in subgraphs(node)):
+            return {}, ""
+        taken = " and ".join(str(list(shape or ())) for shape in shapes)
+        return {}, f"{node.op_type} '{node.output[0]}' cannot take {taken}"
     except Exception:  # noqa: BLE001 - unknown operator or failed inference: the shape is simply not known
-        return {}
-    return found
+        return {}, ""
+    if node.op_type in _WINDOWED and any(_is_empty(kind) for kind in found.values()):
+        whole = static_shape(known[node.input[0]]) or ()
+        return found, f"{node.op_type} '{node.output[0]}' has nothing left of {list(whole)}"
+    return found, ""
+
+
+def _is_empty(kind: onnx.TypeProto) -> bool:
+    return any(dim.HasField("dim_value") and dim.dim_value <= 0 for dim in kind.tensor_type.shape.dim)
 
 
 def _dtype(value: Array) -> int:

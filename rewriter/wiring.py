@@ -95,9 +95,8 @@ def _captured_outputs(graph: onnx.GraphProto) -> set[str]:
 
 
 def _bare(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model with wiring only."""
-    bare = onnx.ModelProto(ir_version=model.ir_version)
-    bare.opset_import.extend(model.opset_import)
+    """The model with wiring only, and one operator set: onnx-graphsurgeon prints a warning where it finds none."""
+    bare = onnx.ModelProto(ir_version=model.ir_version, opset_import=[onnx.OperatorSetIdProto(version=1)])
     _bare_graph(model.graph, bare.graph)
     return bare
 
@@ -116,10 +115,11 @@ def _bare_graph(graph: onnx.GraphProto, into: onnx.GraphProto) -> None:
 
 def _all_names(model: onnx.ModelProto) -> Iterator[str]:
     """Every tensor and node name in use, subgraphs included: new names must avoid them."""
-    yield from _graph_names(model.graph)
+    yield from graph_names(model.graph)
 
 
-def _graph_names(graph: onnx.GraphProto) -> Iterator[str]:
+def graph_names(graph: onnx.GraphProto) -> Iterator[str]:
+    """Every tensor and node name of a graph and its subgraphs."""
     yield from (value.name for value in (*graph.input, *graph.output, *graph.value_info))
     yield from (tensor.name for tensor in graph.initializer)
     for sparse in graph.sparse_initializer:
@@ -129,4 +129,4 @@ def _graph_names(graph: onnx.GraphProto) -> Iterator[str]:
         yield from node.input
         yield from node.output
         for inner in subgraphs(node):
-            yield from _graph_names(inner)
+            yield from graph_names(inner)
