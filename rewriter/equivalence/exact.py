@@ -1,0 +1,279 @@
+"""L2: both regions on small integers, in ONNX Runtime, compared bit for bit.
+
+Weights are replaced by a seeded hash of their value, the same in both models: weights that only moved still agree, and
+anything else (another order, sign, size, one unit in the last place) does not.  All sums stay below the integers that
+the type holds exactly, so the order of summation does not matter and equality is demanded bit for bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from rewriter.constants import Array
+from rewriter.equivalence.cut import Cut, Runner
+from rewriter.equivalence.linear import LINEAR
+from rewriter.equivalence.oracle import Oracle
+from rewriter.equivalence.precision import difference, significand_bits
+from rewriter.equivalence.records import LevelResult, failed, not_applicable, not_exact, passed
+from rewriter.session import Runtime, SessionFailed, open_session, run
+from rewriter.shapes import Shape
+
+Rerun = Callable[[onnx.ModelProto], onnx.ModelProto]
+
+EXACT = (LINEAR - {"BatchNormalization"}) | {"Relu", "Max", "Min", "MaxPool"}
+"""Operators that turn integers into integers without rounding while they fit."""
+_LARGEST_INPUT = 15
+_LARGEST_WEIGHTS = (32, 8, 2, 1)
+_ORACLE_DRAWS = 2
+_DEPLOYED_DRAWS = 3
+_COMBINED = "Not applicable: re-weighted by value the regions differ, as combined weights do."
+_ENOUGH = 0.3
+"""Share of outputs that must not be zero."""
+
+
+@dataclass(frozen=True, eq=False)
+class Exchange:
+    """The two sides of a region, how to run them, and the shapes of what enters, per binding."""
+
+    before: Runner
+    after: Runner
+    types: Mapping[str, onnx.TypeProto]
+    shapes: Sequence[Mapping[str, Shape]]
+    known: Sequence[Mapping[str, Array]]
+    """Entering tensors of known value (shape arithmetic), per binding."""
+    runtime: Runtime
+    seed: int
+    draws: int
+    ignored: frozenset[str] = frozenset()
+    """Constants set to zero on either side: offsets, where these were combined although the weights only moved."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Draw:
+    feeds: Mapping[str, Array]
+    largest_weight: int
+    seed: int
+
+
+class _NotExact(Exception):
+    """The integers cannot be kept exact, or the original does not compute them exactly."""
+
+
+def compare_exactly(
+    exchange: Exchange, *, moved: bool, offsets_moved: bool = True, rerun: Rerun | None = None
+) -> LevelResult:
+    """Level L2.
+
+    `moved` says that L1 showed every weight to be only moved, so that a mismatch refutes; where that is not true of the
+    offsets (`offsets_moved`), they are set to zero and only the weights are compared.
+    """
+    if moved and not offsets_moved:
+        names = frozenset(name for runner in (exchange.before, exchange.after) for name in runner.cut.offsets)
+        exchange = replace(exchange, ignored=names)
+    unknown = (exchange.before.cut.operators | exchange.after.cut.operators) - EXACT
+    if unknown:
+        return not_applicable("L2", f"Not applicable: {', '.join(sorted(unknown))} does not keep integers exact.")
+    types = [significand_bits(kind.tensor_type.elem_type) for kind in exchange.types.values()]
+    if not any(types):
+        return not_applicable("L2", "Not applicable: no floating-point tensor enters the region.")
+    bits = min(filter(None, types))
+    try:
+        if not moved and rerun is not None:
+            return _compare_rerun(exchange, bits, rerun)
+        return _compare_hashed(exchange, bits, moved)
+    except _NotExact as reason:
+        return not_exact("L2", f"Not exact here: {reason}.")
+
+
+def hashed(value: Array, seed: int, largest: int) -> Array:
+    """Each element by a seeded hash of its value: 1 … largest with the sign it had, 0 for ±0; same shape and type.
+
+    The sign is kept so that a constant that is subtracted and its negative that is added stay the same.
+    """
+    wide = np.ascontiguousarray(value, np.float64).reshape(-1)
+    step = (0x9E3779B97F4A7C15 * (2 * seed + 1)) % 2**64
+    mixed = _mix(np.abs(wide).view(np.uint64) + np.uint64(step))
+    size = (mixed % np.uint64(largest) + np.uint64(1)).astype(np.float64)
+    result: Array = (size * np.nan_to_num(np.sign(wide))).reshape(value.shape).astype(value.dtype)
+    return result
+
+
+def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """The finalizer of splitmix64 (Steele, Lea, Flood 2014): every input bit reaches every output bit."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def _compare_hashed(exchange: Exchange, bits: int, moved: bool) -> LevelResult:
+    draws = _draws(exchange, bits)
+    oracle = Oracle(exchange.before.cut)
+    nonzero, fed = 0.0, []
+    for number, draw in enumerate(draws):
+        weights = [_weights(exchange, runner.cut, draw) for runner in (exchange.before, exchange.after)]
+        try:
+            old = exchange.before.plain(draw.feeds, weights[0])
+        except SessionFailed as error:
+            raise _NotExact(f"the original region does not run on its own ({error})") from error
+        if number < _ORACLE_DRAWS:
+            _require_exact(old, oracle(draw.feeds, weights[0]), "at ORT_DISABLE_ALL")
+        try:
+            new = exchange.after.plain(draw.feeds, weights[1])
+        except SessionFailed as error:
+            return failed("L2", f"The rewritten region does not run: {error}", draws=number)
+        problem = _difference(old, new)
+        if problem and not moved:
+            return not_applicable("L2", _COMBINED)
+        if problem:
+            return failed("L2", f"With integer weights and inputs, {problem} (unoptimized).", draws=number)
+        nonzero += min(float(np.mean(value != 0)) for value in old.values()) / len(draws)
+        fed.append((draw, weights, old))
+    if nonzero < _ENOUGH:
+        raise _NotExact(f"only {nonzero:.0%} of the outputs are not zero")
+    note = ""
+    for draw, weights, old in fed[:_DEPLOYED_DRAWS]:
+        problem, inexact = _deployed(exchange, draw, weights, old)
+        if problem:
+            return failed("L2", f"With integer weights and inputs, {problem}.", draws=len(draws))
+        note = note or inexact
+    figures = {"draws": len(draws), "largest_weight": draws[0].largest_weight, "nonzero": round(nonzero, 3)}
+    where = f"unoptimized and at level '{exchange.runtime.level}'" if not note else f"unoptimized ({note})"
+    what = "integer weights and inputs, biases left out" if exchange.ignored else "integer weights and inputs"
+    return passed("L2", f"Equal bit for bit on {len(draws)} draws of {what}, {where}.", **figures)
+
+
+def _deployed(
+    exchange: Exchange, draw: _Draw, weights: Sequence[Mapping[str, Array]], old: Mapping[str, Array]
+) -> tuple[str, str]:
+    """What refutes equality at the deployed level, and why nothing can be said there; both empty when all is equal."""
+    level = f"at level '{exchange.runtime.level}'"
+    try:
+        (first,) = exchange.before.deployed([draw.feeds], weights[0])
+    except SessionFailed as error:
+        return "", f"the original region does not load {level}: {error}"
+    if _difference(old, first):
+        return "", f"the original is not exact {level}"
+    try:
+        (second,) = exchange.after.deployed([draw.feeds], weights[1])
+    except SessionFailed as error:
+        return f"the rewritten region does not run {level}: {error}", ""
+    problem = _difference(old, second)
+    if not problem:
+        return "", ""
+    if all(old[n].shape == second[n].shape and difference(old[n], second[n]).max(initial=0) < 1 for n in old):
+        return "", f"the rewritten region is not exact {level}: all differences are below 1"
+    return f"{problem} {level}", ""
+
+
+def _compare_rerun(exchange: Exchange, bits: int, rerun: Rerun) -> LevelResult:
+    """Weights are combined: apply the same rewrite to the region with integer weights, and compare its result."""
+    cut = exchange.before.cut
+    draws = _draws(exchange, bits)
+    oracle = Oracle(cut)
+    seeds = sorted({draw.seed for draw in draws})[:_DEPLOYED_DRAWS]
+    for seed in seeds:
+        weights = _weights(exchange, cut, _Draw({}, draws[0].largest_weight, seed))
+        old_model = cut.with_weights(weights)
+        try:
+            new_model = rerun(old_model)
+        except Exception as error:  # noqa: BLE001 - the rewriter is not ours; whatever stops it stops this check only
+            return not_applicable("L2", f"Not applicable: the rewrite does not apply to integer weights ({error}).")
+        if [node.op_type for node in new_model.graph.node] == [node.op_type for node in old_model.graph.node]:
+            return not_applicable("L2", "Not applicable: the rewrite leaves the re-weighted region as it is.")
+        for runtime in (exchange.runtime.at("disable"), exchange.runtime):
+            sessions = [open_session(model, runtime) for model in (old_model, new_model)]
+            names = [value.name for value in old_model.graph.output]
+            for draw in draws[: max(2, len(draws) // len(seeds))]:
+                feeds = {value.name: draw.feeds[value.name] for value in old_model.graph.input}
+                given = {value.name for value in new_model.graph.input}
+                old = run(sessions[0], feeds, names)
+                _require_exact(old, oracle(draw.feeds, weights), f"at level '{runtime.level}'")
+                new = run(sessions[1], {name: value for name, value in feeds.items() if name in given}, names)
+                problem = _difference(old, new)
+                if problem:
+                    return failed("L2", f"Applied to integer weights, the rewrite differs: {problem}.")
+    return passed("L2", f"The rewrite, applied to the region with {len(seeds)} sets of integer weights, is exact.")
+
+
+def _draws(exchange: Exchange, bits: int) -> list[_Draw]:
+    """Weight and input sizes that keep all sums exact; raises _NotExact where there are none."""
+    limit = float(2**bits)
+    absolute = Oracle(exchange.before.cut, absolute=True)
+    bindings = [0] * (exchange.draws - 1) + [len(exchange.shapes) - 1]
+    ones = _feeds(exchange, 0, np.ones)
+    zeros = _feeds(exchange, 0, np.zeros)
+    for largest in _LARGEST_WEIGHTS:
+        weights = _weights(exchange, exchange.before.cut, _Draw({}, largest, exchange.seed))
+        alone = _top(absolute(zeros, weights))
+        # Hashes of other seeds may be larger: leave room for a factor of 2.
+        gain = 2 * (_top(absolute(ones, weights)) - alone)
+        highest = int((limit - 2 * alone) // gain) if gain else _LARGEST_INPUT
+        if highest >= min(3, _LARGEST_INPUT):
+            break
+    rng = np.random.default_rng([exchange.seed, 2])
+    keep = 1.0 if highest >= 3 else max(0.0, (limit - 2 * alone) / gain / 3)
+    if keep * 3 < 0.05:
+        raise _NotExact("its sums are too long for the exact integers of the type")
+    top = int(np.clip(highest, 3, _LARGEST_INPUT))
+
+    def integers(shape: Shape) -> Array:
+        drawn = rng.integers(-top, top + 1, shape)
+        return drawn if keep == 1 else drawn * (rng.random(shape) < keep)
+
+    found = []
+    for number, binding in enumerate(bindings):
+        draw = _Draw(_feeds(exchange, binding, integers), largest, exchange.seed * 1000 + number)
+        weights = _weights(exchange, exchange.before.cut, draw)
+        if highest < _LARGEST_INPUT and _top(absolute(draw.feeds, weights)) > limit:
+            raise _NotExact("its sums leave the exact integers of the type")
+        found.append(draw)
+    return found
+
+
+def _feeds(exchange: Exchange, binding: int, draw: Callable[[Shape], Array]) -> dict[str, Array]:
+    feeds: dict[str, Array] = {}
+    shapes, known = exchange.shapes[binding], exchange.known[binding]
+    for name, kind in exchange.types.items():
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(kind.tensor_type.elem_type)
+        if significand_bits(kind.tensor_type.elem_type):
+            feeds[name] = draw(shapes[name]).astype(dtype)
+            continue
+        if name not in known:
+            raise _NotExact(f"the entering tensor '{name}' has no known value")
+        feeds[name] = known[name]
+    return feeds
+
+
+def _weights(exchange: Exchange, cut: Cut, draw: _Draw) -> dict[str, Array]:
+    return {
+        name: np.zeros_like(value) if name in exchange.ignored else hashed(value, draw.seed, draw.largest_weight)
+        for name, value in cut.weights.items()
+    }
+
+
+def _top(values: Mapping[str, Array]) -> float:
+    return max((float(np.abs(value).max(initial=0)) for value in values.values()), default=0.0)
+
+
+def _require_exact(values: Mapping[str, Array], expected: Mapping[str, Array], where: str) -> None:
+    for name, value in values.items():
+        if value.shape != expected[name].shape or not np.array_equal(value.astype(np.float64), expected[name]):
+            raise _NotExact(f"the original itself does not compute '{name}' exactly {where}")
+
+
+def _difference(old: Mapping[str, Array], new: Mapping[str, Array]) -> str:
+    """A clause saying where the outputs differ; ±0 are equal.  Empty when they are the same."""
+    for name, value in old.items():
+        other = new[name]
+        if value.shape != other.shape or value.dtype != other.dtype:
+            return f"'{name}' is {other.dtype} {list(other.shape)} instead of {value.dtype} {list(value.shape)}"
+        wrong = value != other
+        if wrong.any():
+            at = tuple(int(i) for i in np.argwhere(wrong)[0])
+            return f"'{name}' differs in {int(wrong.sum())} of {wrong.size} elements, first at {list(at)}"
+    return ""

@@ -1,0 +1,248 @@
+"""Effective kernels: for each output channel, the weight with which it reads each input channel at each offset.
+
+Sparse and in float64: an entry is (output channel, source channel, absolute tap offset) → value.  Offsets are relative
+to a reference position in the entering tensor, so a 1×1 kernel and a 3×3 kernel with a border of zeros are the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rewriter.equivalence.forms import Floats, Integers
+from rewriter.equivalence.linear import ConvUse
+
+_CHUNK = 1 << 21  # entries built at once
+_NO_KEY = np.iinfo(np.int64).max
+_Flags = NDArray[np.bool_]
+_Describe = Callable[[int], str]
+
+
+class Refuted(Exception):
+    """The two regions compute different functions; the message is a sentence saying where."""
+
+
+@dataclass(frozen=True, eq=False)
+class Mixing:
+    """How output channels mix channels of a family's convolutions: `channel`, `coef` `[J, T]`; channel −1: no term."""
+
+    channel: Integers
+    coef: Floats | None
+    convs: tuple[ConvUse, ...]
+    shifts: tuple[tuple[int, ...], ...]
+    """Per convolution: where its kernel begins, relative to the reference position, per spatial axis."""
+
+
+@dataclass
+class Tally:
+    """What the comparison of kernels met."""
+
+    taps: int = 0
+    inserted: int = 0
+    dropped: int = 0
+    combined: int = 0
+    rounded: int = 0
+    products: int = 0
+    """Most products that one output element sums, on either side."""
+    worst: float = 0.0
+    """Largest difference as a fraction of the stated rounding bound."""
+
+    def add(self, other: Tally) -> None:
+        """Take in what another part of the comparison met."""
+        self.taps += other.taps
+        self.inserted += other.inserted
+        self.dropped += other.dropped
+        self.combined += other.combined
+        self.rounded += other.rounded
+        self.products = max(self.products, other.products)
+        self.worst = max(self.worst, other.worst)
+
+
+@dataclass(frozen=True, eq=False)
+class Entries:
+    """Sorted unique keys, their values, Σ|·| and number of the summands, and whether more than a move made them."""
+
+    keys: Integers
+    values: Floats
+    magnitudes: Floats
+    counts: Integers
+    combined: _Flags
+
+    def select(self, mask: _Flags) -> Entries:
+        return Entries(
+            self.keys[mask], self.values[mask], self.magnitudes[mask], self.counts[mask], self.combined[mask]
+        )
+
+
+def gamma(n: NDArray[np.floating] | float, unit: float) -> Floats:
+    """γ(n) = n·u / (1 − n·u), the relative error of n roundings (Higham, Accuracy and Stability, section 3.1)."""
+    total = np.minimum(np.asarray(n, np.float64) * unit, 0.5)
+    return np.asarray(total / (1 - total))
+
+
+def compare_kernels(before: Mixing, after: Mixing, unit: float) -> Tally:
+    """Compare the effective kernels of all output channels; raises Refuted at the first that differs."""
+    coding = _Coding.of((before, after))
+    tally = Tally()
+    for start, stop in _chunks(before, after):
+
+        def describe(key: int, first: int = start) -> str:
+            return coding.describe(key, first, before, after)
+
+        old, new = (coding.entries(mixing, start, stop) for mixing in (before, after))
+        tally.add(_compare(old, new, unit, describe))
+        tally.products = max(tally.products, coding.most_products(old), coding.most_products(new))
+    return tally
+
+
+def _chunks(*mixings: Mixing) -> Iterator[tuple[int, int]]:
+    rows = mixings[0].channel.shape[0]
+    cost = max(max((conv.weight[0].size for conv in m.convs), default=1) * m.channel.shape[1] for m in mixings)
+    step = max(1, _CHUNK // max(1, cost))
+    for start in range(0, rows, step):
+        yield start, min(rows, start + step)
+
+
+@dataclass(frozen=True, eq=False)
+class _Coding:
+    """Keys: (row · sources + source) · taps + tap, with rows counted from the chunk's first."""
+
+    sources: Integers
+    taps: tuple[tuple[int, ...], ...]
+    code: dict[tuple[int, ...], int]
+
+    @classmethod
+    def of(cls, mixings: Sequence[Mixing]) -> _Coding:
+        convs = [(conv, shift) for m in mixings for conv, shift in zip(m.convs, m.shifts, strict=True)]
+        sources = np.unique(np.concatenate([conv.sources for conv, _ in convs]))
+        taps = sorted({tap for conv, shift in convs for tap in _taps(conv, shift)})
+        return cls(sources[sources >= 0], tuple(taps), {tap: code for code, tap in enumerate(taps)})
+
+    def entries(self, mixing: Mixing, start: int, stop: int) -> Entries:
+        """The entries of output channels start … stop − 1."""
+        channel = mixing.channel[start:stop]
+        keys: list[Integers] = [np.zeros(0, np.int64)]
+        values, scaled = [np.zeros(0)], [np.zeros(0, bool)]
+        for conv, shift in zip(mixing.convs, mixing.shifts, strict=True):
+            row, term = np.nonzero((channel >= conv.first) & (channel < conv.first + conv.weight.shape[0]))
+            if not row.size:
+                continue
+            by = np.ones(row.size) if mixing.coef is None else mixing.coef[start:stop][row, term]
+            local = channel[row, term].astype(np.int64) - conv.first
+            key, value = self._of_conv(conv, shift, row, local, by)
+            keys.append(key.reshape(-1))
+            values.append(value.reshape(-1))
+            scaled.append(np.broadcast_to((by != 1)[:, None, None], key.shape).reshape(-1))
+        return _gathered(np.concatenate(keys), np.concatenate(values), np.concatenate(scaled))
+
+    def _of_conv(
+        self, conv: ConvUse, shift: tuple[int, ...], row: Integers, local: Integers, by: Floats
+    ) -> tuple[Integers, Floats]:
+        """Keys and values `[pairs, I, K]` of (row, channel of the conv) pairs; no key where an input channel is 0."""
+        outputs, inputs = conv.weight.shape[:2]
+        value = conv.weight.reshape(outputs, inputs, -1)[local].astype(np.float64)
+        if (by != 1).any():
+            value = value * by[:, None, None]
+        group = local // (outputs // conv.group)
+        source = conv.sources[group[:, None] * inputs + np.arange(inputs)]
+        rank = np.searchsorted(self.sources, source)
+        tap = np.asarray([self.code[entry] for entry in _taps(conv, shift)], np.int64)
+        key = (row[:, None] * len(self.sources) + rank)[:, :, None] * len(self.taps) + tap
+        # A channel of zeros adds nothing, whatever its weight.
+        return (key if source.min() >= 0 else np.where((source >= 0)[:, :, None], key, _NO_KEY)), value
+
+    def most_products(self, entries: Entries) -> int:
+        """Most products summed into one output element."""
+        rows = entries.keys // (len(self.sources) * len(self.taps))
+        return int(np.bincount(rows, entries.counts).max()) if rows.size else 0
+
+    def describe(self, key: int, first: int, *mixings: Mixing) -> str:
+        tap, rest = self.taps[key % len(self.taps)], key // len(self.taps)
+        row, source = rest // len(self.sources) + first, rest % len(self.sources)
+        weights = " and ".join(dict.fromkeys(f"'{_weight_name(m, row)}'" for m in mixings))
+        return f"output channel {row}, input channel {source}, tap offset {list(tap)} (weight {weights})"
+
+
+def _weight_name(mixing: Mixing, row: int) -> str:
+    channels = mixing.channel[row][mixing.channel[row] >= 0]
+    for conv in mixing.convs:
+        if channels.size and conv.first <= channels[0] < conv.first + conv.weight.shape[0]:
+            return conv.weight_name
+    return "none"
+
+
+def _taps(conv: ConvUse, shift: tuple[int, ...]) -> list[tuple[int, ...]]:
+    """Offset of each kernel element from the reference position, in the weight's row-major order."""
+    steps = np.ndindex(*conv.weight.shape[2:])
+    return [tuple(s + k * d for s, k, d in zip(shift, step, conv.dilations, strict=True)) for step in steps]
+
+
+def _gathered(keys: Integers, values: Floats, scaled: _Flags) -> Entries:
+    """Entries sorted by key, those of equal key summed."""
+    if not np.all(keys[1:] > keys[:-1]):
+        order = np.argsort(keys, kind="stable")
+        keys, values, scaled = keys[order], values[order], scaled[order]
+    stop = int(np.searchsorted(keys, _NO_KEY))
+    keys, values, scaled = keys[:stop], values[:stop], scaled[:stop]
+    starts = np.flatnonzero(np.concatenate([keys[:1] == keys[:1], keys[1:] != keys[:-1]]))
+    if starts.size == keys.size:
+        return Entries(keys, values, np.abs(values), np.ones(keys.size, np.int64), scaled)
+    counts = np.diff(np.append(starts, keys.size))
+    magnitudes = np.add.reduceat(np.abs(values), starts)
+    combined = (counts > 1) | np.logical_or.reduceat(scaled, starts)
+    return Entries(keys[starts], np.add.reduceat(values, starts), magnitudes, counts, combined)
+
+
+def _compare(old: Entries, new: Entries, unit: float, describe: _Describe) -> Tally:
+    in_new = np.isin(old.keys, new.keys, assume_unique=True)
+    in_old = np.isin(new.keys, old.keys, assume_unique=True)
+    a, b, gone, come = old.select(in_new), new.select(in_old), old.select(~in_new), new.select(~in_old)
+    combined = a.combined | b.combined
+    same = a.values.view(np.int64) == b.values.view(np.int64)
+    wrong = ~same & ~combined
+    if wrong.any():
+        at = int(np.argmax(wrong))
+        raise Refuted(
+            f"A weight changed at {describe(int(a.keys[at]))}: {a.values[at]:.9g} became {b.values[at]:.9g}, "
+            "and no weights were combined there."
+        )
+    _require_zero(gone, unit, describe, "is used before but not after")
+    _require_zero(come, unit, describe, "is used after but not before")
+    negative = (come.values == 0) & np.signbit(come.values) & ~come.combined
+    if negative.any():
+        raise Refuted(f"A weight of -0.0 was inserted at {describe(int(come.keys[np.argmax(negative)]))}.")
+    error = np.where(combined, np.abs(a.values - b.values), 0.0)
+    bound = gamma(8.0 + a.counts + b.counts, unit) * np.maximum(a.magnitudes, b.magnitudes)
+    return Tally(
+        taps=a.keys.size,
+        inserted=come.keys.size,
+        dropped=gone.keys.size,
+        combined=int(combined.sum() + gone.combined.sum() + come.combined.sum()),
+        rounded=int((error > 0).sum()),
+        worst=within(error, bound, lambda at: describe(int(a.keys[at]))),
+    )
+
+
+def within(error: Floats, bound: Floats, describe: _Describe) -> float:
+    """The largest error as a fraction of its bound; raises Refuted where one exceeds it (or is not a number)."""
+    tiny = float(np.finfo(np.float32).smallest_subnormal)
+    ratio = error / (bound + tiny)
+    wrong = ~(ratio <= 1)
+    if wrong.any():
+        at = int(np.argmax(wrong))
+        raise Refuted(
+            f"Combining the constants does not give what is used at {describe(at)}: the difference is "
+            f"{error[at]:.3g}, rounding explains {bound[at]:.3g}."
+        )
+    return float(ratio.max(initial=0.0))
+
+
+def _require_zero(extra: Entries, unit: float, describe: _Describe, how: str) -> None:
+    bound = np.where(extra.combined, gamma(8.0 + extra.counts, unit) * extra.magnitudes, 0.0)
+    wrong = ~(np.abs(extra.values) <= bound)
+    if wrong.any():
+        at = int(np.argmax(wrong))
+        raise Refuted(f"A weight of {extra.values[at]:.9g} {how}, at {describe(int(extra.keys[at]))}.")

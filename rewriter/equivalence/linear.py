@@ -1,0 +1,387 @@
+"""Symbolic evaluation of a linear region at concrete shapes: what every element is made of.
+
+Data movement runs ONNX's own reference operators on position numbers, so no knowledge of axes is repeated here; sums,
+scales and biases become terms, coefficients and offsets; the output of each convolution becomes new symbols, with a
+record of the convolution and of the input channels it reads.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+from onnx.reference import ReferenceEvaluator
+
+from rewriter.constants import Array, attributes, constant
+from rewriter.equivalence import forms
+from rewriter.equivalence.forms import NOTHING, Form, Impossible, Integers, Unsupported
+from rewriter.equivalence.geometry import pads_begin
+from rewriter.equivalence.regions import Side
+from rewriter.shapes import Shape, reshape_target
+
+Value = Form | Array
+
+MOVES = frozenset(
+    """Transpose Reshape Identity Flatten Squeeze Unsqueeze Slice Gather Split Concat Pad Expand Tile
+    DepthToSpace SpaceToDepth GatherElements GatherND""".split()  # noqa: SIM905 - readable
+)
+SUMS = frozenset({"ReduceSum", "ReduceMean", "Sum", "Add", "Sub", "Neg", "Mul", "Div", "BatchNormalization"})
+LINEAR = MOVES | SUMS | {"Conv", "Dropout", "Cast", "Shape", "Size", "Constant"}
+"""Operators that can be linear in their run-time operand; whether a node is depends on its other operands."""
+
+
+@dataclass(frozen=True, eq=False)
+class Family:
+    """Convolutions of one output grid `[N, *S]`; symbol of element (n, m, p) is `first + (n·P + p)·channels + m`."""
+
+    grid: Shape
+    first: int
+    channels: int
+
+    def __contains__(self, symbol: int) -> bool:
+        return self.first <= symbol < self.first + math.prod(self.grid) * self.channels
+
+
+@dataclass(frozen=True, eq=False)
+class ConvUse:
+    """One convolution: weight `[M, C/G, *K]`, its geometry with padding resolved, and what its input channels are."""
+
+    output: str
+    weight_name: str
+    weight: Array
+    group: int
+    strides: Shape
+    dilations: Shape
+    pads: Shape
+    """Begin padding per spatial axis, relative to the entering tensor's grid."""
+    sources: Integers
+    """`[C]`: symbol of each input channel at batch 0, position 0; NOTHING for a channel of zeros."""
+    grid: Integers
+    """`[N, *S]`: how far the symbol of (n, p) is from that of (0, 0), the same for all channels."""
+    family: Family
+    first: int
+    """Its first channel within the family."""
+
+
+class Evaluation:
+    """One side of a region under one binding: the value of any tensor in it, on demand."""
+
+    def __init__(self, side: Side, nodes: Sequence[int], entering: Mapping[str, int], wide: int) -> None:
+        """`entering` gives the first symbol of each entering tensor, `wide` the first free symbol behind them all."""
+        self.side = side
+        self.nodes = nodes
+        self.entering = entering
+        self.convs: list[ConvUse] = []
+        self.computed = False
+        """Whether constants are computed from constants at run time, by more than moving them."""
+        self.families: dict[Shape, Family] = {}
+        self._members: dict[str, tuple[Family, int]] = {}
+        self.dtype: np.dtype[np.signedinteger] = np.dtype(np.int32 if self._allocate(wide) < 2**31 else np.int64)
+        self._values: dict[str, Value] = {}
+        for index in nodes:  # in graph order, so that no recursion runs deep
+            for name in side.model.nodes[index].output:
+                if name and side.bound.value(name) is None:
+                    self.value(name)
+
+    def _allocate(self, wide: int) -> int:
+        """Number the outputs of all convolutions; returns the first number not in use."""
+        found: dict[Shape, list[tuple[str, int]]] = {}
+        for index in self.nodes:
+            node = self.side.model.nodes[index]
+            if node.op_type == "Conv":
+                shape = self.shape(node.output[0])
+                found.setdefault((shape[0], *shape[2:]), []).append((node.output[0], shape[1]))
+        for grid, outputs in found.items():
+            family = Family(grid, wide, sum(channels for _, channels in outputs))
+            first = 0
+            for name, channels in outputs:
+                self._members[name] = (family, first)
+                first += channels
+            self.families[grid] = family
+            wide += math.prod(grid) * family.channels
+        return wide
+
+    def shape(self, name: str) -> Shape:
+        shape = self.side.bound.shape(name)
+        if shape is None:
+            raise Unsupported(f"the shape of '{name}' is not known")
+        return shape
+
+    def value(self, name: str) -> Value:
+        """The tensor as forms, or as numbers where it is constant; raises Unsupported or Impossible."""
+        if name not in self._values:
+            self._values[name] = self._find(name)
+        return self._values[name]
+
+    def form(self, name: str) -> Form:
+        value = self.value(name)
+        return value if isinstance(value, Form) else forms.constant_form(value, self.dtype)
+
+    def _find(self, name: str) -> Value:
+        known = self.side.bound.value(name)
+        if known is not None:
+            return known
+        if self.side.constant(name):
+            fixed = constant(self.side.model, name)
+            assert fixed is not None
+            return fixed
+        if name in self.entering:
+            return forms.symbols(self.shape(name), self.entering[name], self.dtype)
+        maker = self.side.maker(name)
+        if maker is None or maker not in self.nodes:
+            raise Unsupported(f"'{name}' has no value in the region")
+        node = self.side.model.nodes[maker]
+        outputs = self._evaluate(node)
+        for output, value in zip(node.output, outputs, strict=False):
+            self._values[output] = value
+        return self._values[name]
+
+    def _evaluate(self, node: onnx.NodeProto) -> Sequence[Value]:
+        if node.domain not in ("", "ai.onnx") or node.op_type not in LINEAR:
+            raise Unsupported(f"{node.op_type} '{node.output[0]}' is not linear, or not covered")
+        operands = [self.value(name) if name else None for name in node.input]
+        if not any(isinstance(operand, Form) for operand in operands):
+            self.computed |= node.op_type not in MOVES
+            return self._reference(node, [operand for operand in operands if isinstance(operand, np.ndarray)])
+        handler = _HANDLERS.get(node.op_type)
+        if handler is not None:
+            return [handler(self, node, operands)]
+        return self._move(node, operands)
+
+    def _reference(self, node: onnx.NodeProto, operands: Sequence[Array]) -> list[Array]:
+        names = [name for name in node.input if name]
+        return run_reference(self.side, node, dict(zip(names, operands, strict=True)))
+
+    def _move(self, node: onnx.NodeProto, operands: Sequence[Value | None]) -> list[Value]:
+        """Data movement: the reference operator on position numbers (from 1; 0 is padding)."""
+        moved = [i for i in range(len(operands)) if node.op_type == "Concat" or i == 0]
+        parts = [self._part(operands[i]) for i in moved]
+        feeds: dict[str, Array] = {}
+        first = 1
+        position = {}
+        for i, part in zip(moved, parts, strict=True):
+            count = math.prod(part.shape)
+            position[i] = np.arange(first, first + count, dtype=np.int64).reshape(part.shape)
+            first += count
+        renamed = onnx.NodeProto()
+        renamed.CopyFrom(node)
+        for i, operand in enumerate(operands):
+            if operand is None:
+                continue
+            name = renamed.input[i] = f"operand{i}"
+            if i in position:
+                feeds[name] = position[i]
+                continue
+            if isinstance(operand, Form):
+                raise Unsupported(f"{node.op_type} '{node.output[0]}' moves data by run-time values")
+            feeds[name] = operand
+        if node.op_type == "Pad":
+            _require_zero_padding(renamed, feeds)
+        source = parts[0] if len(parts) == 1 else forms.concatenate(parts)
+        return [forms.take(source, np.asarray(found, np.int64)) for found in run_reference(self.side, renamed, feeds)]
+
+    def _part(self, operand: Value | None) -> Form:
+        if operand is None:
+            raise Unsupported("a node has no data operand")
+        return operand if isinstance(operand, Form) else forms.constant_form(operand, self.dtype)
+
+
+def run_reference(side: Side, node: onnx.NodeProto, feeds: Mapping[str, Array]) -> list[Array]:
+    """The node's outputs by ONNX's reference operator; raises Impossible when it refuses the operands."""
+    graph = onnx.helper.make_graph(
+        [node],
+        "node",
+        [onnx.helper.make_empty_tensor_value_info(name) for name in feeds],
+        [onnx.helper.make_empty_tensor_value_info(name) for name in node.output if name],
+    )
+    model = onnx.helper.make_model(graph, opset_imports=list(side.model.skeleton.opset_import))
+    try:
+        return [np.asarray(value) for value in ReferenceEvaluator(model).run(None, dict(feeds))]
+    except Exception as error:  # the reference operators raise whatever NumPy raises
+        raise Impossible(
+            f"{node.op_type} '{node.output[0]}' cannot be computed: {str(error).splitlines()[0]}"
+        ) from error
+
+
+def _require_zero_padding(node: onnx.NodeProto, feeds: dict[str, Array]) -> None:
+    found = attributes(node)
+    value = feeds.get(node.input[2]) if len(node.input) > 2 and node.input[2] else found.get("value", 0.0)
+    if found.get("mode", b"constant") == b"constant" and np.any(np.asarray(value) != 0):
+        raise Unsupported(f"Pad '{node.output[0]}' fills in something other than zero")
+    if len(node.input) > 2 and node.input[2]:
+        feeds[node.input[2]] = np.zeros((), np.int64)
+
+
+def _identity(run: Evaluation, node: onnx.NodeProto, operands: Sequence[Value | None]) -> Form:
+    (data, *_) = operands
+    assert isinstance(data, Form)
+    if node.op_type == "Dropout" and len(operands) > 2 and operands[2] is not None and np.any(operands[2] != 0):
+        raise Unsupported("Dropout is in training mode")
+    if node.op_type == "Cast":
+        kind = run.side.bound.types.get(node.input[0])
+        if kind is None or kind.tensor_type.elem_type != attributes(node)["to"]:
+            raise Unsupported(f"Cast '{node.output[0]}' changes the precision")
+    return data
+
+
+def _reshape(_: Evaluation, node: onnx.NodeProto, operands: Sequence[Value | None]) -> Form:
+    data = operands[0]
+    assert isinstance(data, Form)
+    target = operands[1] if len(operands) > 1 else np.asarray(attributes(node)["shape"])
+    if not isinstance(target, np.ndarray):
+        raise Unsupported(f"Reshape '{node.output[0]}' goes to a shape known only at run time")
+    wanted = tuple(int(size) for size in target)
+    shape = reshape_target(data.shape, wanted, bool(attributes(node).get("allowzero", 0)))
+    if shape is None:
+        raise Impossible(f"Reshape '{node.output[0]}' cannot turn {list(data.shape)} into {list(wanted)}")
+    return forms.reshape(data, shape)
+
+
+def _transpose(_: Evaluation, node: onnx.NodeProto, operands: Sequence[Value | None]) -> Form:
+    data = operands[0]
+    assert isinstance(data, Form)
+    perm = attributes(node).get("perm")
+    return forms.transpose(data, list(perm) if isinstance(perm, Sequence) else list(range(len(data.shape)))[::-1])
+
+
+def _reduce(_: Evaluation, node: onnx.NodeProto, operands: Sequence[Value | None]) -> Form:
+    data, found = operands[0], attributes(node)
+    if not isinstance(data, Form) or (len(operands) > 1 and isinstance(operands[1], Form)):
+        raise Unsupported(f"{node.op_type} '{node.output[0]}' reduces axes known only at run time")
+    given = operands[1] if len(operands) > 1 else found.get("axes")
+    axes = [] if given is None else [int(axis) % len(data.shape) for axis in np.asarray(given).reshape(-1)]
+    if not axes and found.get("noop_with_empty_axes", 0):
+        return data
+    axes = axes or list(range(len(data.shape)))
+    result = forms.reduce_sum(data, axes, bool(found.get("keepdims", 1)))
+    if node.op_type == "ReduceSum":
+        return result
+    return forms.scale(result, np.asarray(1 / math.prod(data.shape[axis] for axis in axes)))
+
+
+def _sum(run: Evaluation, node: onnx.NodeProto, operands: Sequence[Value | None]) -> Form:
+    parts = [run._part(operand) for operand in operands]
+    if node.op_type == "Sub":
+        parts[1] = forms.negate(parts[1])
+    total = parts[0]
+    for part in parts[1:]:
+        total = forms.add(total, part)
+    return total
+
+
+def _negate(run: Evaluation, _: onnx.NodeProto, operands: Sequence[Value | None]) -> Form:
+    return forms.negate(run._part(operands[0]))
+
+
+def _multiply(_: Evaluation, node: onnx.NodeProto, operands: Sequence[Value | None]) -> Form:
+    a, b = operands
+    if isinstance(a, Form) and isinstance(b, np.ndarray):
+        return forms.scale(a, b.astype(np.float64) if node.op_type == "Mul" else 1 / b.astype(np.float64))
+    if isinstance(b, Form) and isinstance(a, np.ndarray) and node.op_type == "Mul":
+        return forms.scale(b, a)
+    raise Unsupported(f"{node.op_type} '{node.output[0]}' combines two run-time tensors")
+
+
+def _batch_normalization(run: Evaluation, node: onnx.NodeProto, operands: Sequence[Value | None]) -> Form:
+    data, *parameters = operands
+    found = attributes(node)
+    if not isinstance(data, Form) or any(not isinstance(value, np.ndarray) for value in parameters):
+        raise Unsupported(f"BatchNormalization '{node.output[0]}' has parameters known only at run time")
+    if found.get("training_mode", 0) or sum(map(bool, node.output)) > 1:
+        raise Unsupported(f"BatchNormalization '{node.output[0]}' is in training mode")
+    column = (-1, *[1] * (len(data.shape) - 2))
+    gain, beta, mean, variance = (np.asarray(value, np.float64).reshape(column) for value in parameters)
+    epsilon = found.get("epsilon", 1e-5)
+    assert isinstance(epsilon, float)
+    centred = forms.add(data, forms.constant_form(-mean, run.dtype))
+    scaled = forms.scale(centred, gain / np.sqrt(variance + np.float32(epsilon).astype(np.float64)))
+    return forms.add(scaled, forms.constant_form(beta, run.dtype))
+
+
+def _conv(run: Evaluation, node: onnx.NodeProto, operands: Sequence[Value | None]) -> Form:
+    data, weight, bias = (*operands, None, None)[:3]
+    if not isinstance(data, Form) or not isinstance(weight, np.ndarray) or isinstance(bias, Form):
+        raise Unsupported(f"the weight or bias of Conv '{node.output[0]}' is not constant")
+    family, first = run._members[node.output[0]]
+    conv = _conv_use(run, node, data, weight, family, first)
+    run.convs.append(conv)
+    channels = np.arange(first, first + weight.shape[0], dtype=run.dtype)
+    positions = np.arange(math.prod(family.grid), dtype=run.dtype).reshape(family.grid[0], 1, *family.grid[1:])
+    column = (1, -1, *[1] * (len(family.grid) - 1))
+    index = family.first + positions * family.channels + channels.reshape(column)
+    if bias is None:
+        return Form(index[..., None])
+    offset = np.broadcast_to(np.asarray(bias, np.float64).reshape(column), index.shape)
+    return Form(index[..., None], None, offset, np.abs(offset), 1)
+
+
+def _conv_use(run: Evaluation, node: onnx.NodeProto, data: Form, weight: Array, family: Family, first: int) -> ConvUse:
+    where = f"Conv '{node.output[0]}'"
+    if not data.pure or data.index.max(initial=NOTHING) >= min(f.first for f in run.families.values()):
+        raise Unsupported(f"the input of {where} is computed, not selected, from what enters the region")
+    index, cropped = _crop_border(data.index[..., 0].astype(np.int64), where)  # [N, C, *S]
+    by_channel = index.swapaxes(0, 1).reshape(index.shape[1], -1) >= 0
+    live = np.asarray(by_channel.all(axis=1))
+    sources = np.where(live, index[0].reshape(index.shape[1], -1)[:, 0], NOTHING)
+    if not live.any() or (by_channel.any(axis=1) & ~live).any():
+        raise Unsupported(f"the input of {where} is partly padding")
+    grid = index[:, int(np.argmax(live))] - int(sources[np.argmax(live)])
+    column = (1, -1, *[1] * (index.ndim - 2))
+    if not np.array_equal(index[:, live], grid[:, None] + sources[live].reshape(column)):
+        raise Unsupported(f"the channels of the input of {where} are not whole channels of what enters the region")
+    found = attributes(node)
+    spatial = len(data.shape) - 2
+    ones = (1,) * spatial
+    strides, dilations = (_axes(found.get(name), ones) for name in ("strides", "dilations"))
+    pads = pads_begin(found, data.shape[2:], weight.shape[2:], strides, dilations)
+    group = found.get("group", 1)
+    assert isinstance(group, int)
+    if weight.shape[1] * group != data.shape[1] or weight.shape[0] % group:
+        raise Impossible(f"{where} has weights {list(weight.shape)} and {group} groups for {data.shape[1]} channels")
+    relative = tuple(pad + crop for pad, crop in zip(pads, cropped, strict=True))
+    return ConvUse(
+        node.output[0], node.input[1], weight, group, strides, dilations, relative, sources, grid, family, first
+    )
+
+
+def _crop_border(index: Integers, where: str) -> tuple[Integers, Shape]:
+    """Take away spatial borders of padding; returns what is inside and how much stood before it on each axis."""
+    spatial = index.ndim - 2
+    real = index >= 0
+    if real.all():
+        return index, (0,) * spatial
+    box: list[slice] = [slice(None), slice(None)]
+    before: list[int] = []
+    for axis in range(2, index.ndim):
+        used = np.flatnonzero(real.any(axis=tuple(a for a in range(index.ndim) if a != axis)))
+        if not used.size:
+            raise Unsupported(f"the input of {where} is all padding")
+        box.append(slice(int(used[0]), int(used[-1]) + 1))
+        before.append(int(used[0]))
+    return index[tuple(box)], tuple(before)
+
+
+def _axes(value: object, default: Shape) -> Shape:
+    return tuple(int(entry) for entry in value) if isinstance(value, Sequence) and value else default
+
+
+_HANDLERS: Mapping[str, Callable[[Evaluation, onnx.NodeProto, Sequence[Value | None]], Form]] = {
+    "Identity": _identity,
+    "Dropout": _identity,
+    "Cast": _identity,
+    "Reshape": _reshape,
+    "Transpose": _transpose,
+    "ReduceSum": _reduce,
+    "ReduceMean": _reduce,
+    "Sum": _sum,
+    "Add": _sum,
+    "Sub": _sum,
+    "Neg": _negate,
+    "Mul": _multiply,
+    "Div": _multiply,
+    "BatchNormalization": _batch_normalization,
+    "Conv": _conv,
+}

@@ -1,0 +1,134 @@
+"""L3: both regions with their real weights on activations captured inside the original, against a certified bound.
+
+Two evaluations of the same sum of n products differ by at most (γ(n₁) + γ(n₂))·S with S = Σ|w||x| + |b|, whatever the
+order of summation (Higham, Accuracy and Stability of Numerical Algorithms, section 3.5).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+import onnx
+
+from rewriter.constants import Array, attributes
+from rewriter.equivalence.cut import Cut
+from rewriter.equivalence.exact import Exchange
+from rewriter.equivalence.forms import Floats
+from rewriter.equivalence.kernels import gamma
+from rewriter.equivalence.linear import LINEAR
+from rewriter.equivalence.oracle import Oracle
+from rewriter.equivalence.precision import difference, significand_bits, unit_roundoff
+from rewriter.equivalence.records import LevelResult, failed, not_applicable, passed
+from rewriter.session import SessionFailed
+
+_ALARM = 8.0  # units of u·S: above, the bound holds but the error is larger than sums usually make
+
+
+def compare_on_activations(exchange: Exchange, captured: Sequence[Mapping[str, Array]], products: int) -> LevelResult:
+    """Level L3.  `products` is the number of products L1 found in one output element, 0 where L1 does not know."""
+    captured = [feeds for feeds in captured if all(map(_finite, feeds.values()))]
+    if not captured:
+        return not_applicable("L3", "Not applicable: no run of the original reached the region with finite values.")
+    before, after = exchange.before, exchange.after
+    unit = max(unit_of(runner.cut) for runner in (before, after))
+    linear = (before.cut.operators | after.cut.operators) <= LINEAR
+    stages = [max(products, 1) + 8 if products else estimate(runner.cut) for runner in (before, after)]
+    try:
+        old = [before.plain(feeds, before.cut.weights) for feeds in captured]
+        spread = before.deployed(captured, before.cut.weights)
+    except SessionFailed as problem:
+        return not_applicable("L3", f"Not applicable: the original region does not run on its own ({problem}).")
+    try:
+        new = [after.plain(feeds, after.cut.weights) for feeds in captured]
+        new_deployed = after.deployed(captured, after.cut.weights)
+    except SessionFailed as problem:
+        return failed("L3", f"The rewritten region does not run: {problem}")
+    scales = _scales(before.cut, captured) if linear else None
+    worst, units = 0.0, 0.0
+    for run, reference in enumerate(old):
+        for name, value in reference.items():
+            allowed = (
+                (gamma(stages[0], unit) + gamma(stages[1], unit)) * scales[run][name]
+                if scales is not None
+                else observed_allowance(value, [spread[run][name]], unit, stages[0])
+            )
+            for other in (new[run][name], new_deployed[run][name]):
+                clause = mismatch(value, other, spread[run][name])
+                if clause:
+                    return failed("L3", f"On captured activations, '{name}' {clause}.")
+                error = difference(value, other)
+                ratio = error / (allowed + stages[0] * _smallest(value))
+                if not (ratio <= 1).all():
+                    return failed(
+                        "L3",
+                        f"On captured activations, '{name}' differs by {error.max():.3g}, "
+                        f"{float(np.nanmax(ratio)):.3g} times what rounding explains.",
+                        worst=float(np.nanmax(ratio)),
+                    )
+                worst = max(worst, float(ratio.max(initial=0)))
+                if scales is not None:
+                    units = max(units, float((error / (unit * scales[run][name] + _smallest(value))).max(initial=0)))
+    figures = {"runs": len(old), "worst": worst, "stages": sum(stages), "certified": linear, "units": units}
+    if linear:
+        alarm = f" (but more than {_ALARM:g} units of u·S)" if units > _ALARM else ""
+        return passed("L3", f"All errors on captured activations lie within the certified bound{alarm}.", **figures)
+    return passed("L3", "All errors on captured activations are as small as the original's own.", **figures)
+
+
+def _scales(cut: Cut, captured: Iterable[Mapping[str, Array]]) -> list[dict[str, Floats]]:
+    absolute = Oracle(cut, absolute=True)
+    return [dict(absolute(feeds, cut.weights)) for feeds in captured]
+
+
+def observed_allowance(value: Array, others: Iterable[Array], unit: float, products: int) -> Floats:
+    """What is allowed where no bound is certified: twice the original's own spread (three times in 16 bits) + a floor.
+
+    The floor is 8u·max|y|, more for long sums, whose rounding errors grow with the root of their length.
+    """
+    wide = value.astype(np.float64)
+    finite = wide[np.isfinite(wide)]
+    spread = max((float(difference(value, other).max(initial=0)) for other in others), default=0.0)
+    floor = 8 * unit * max(1.0, math.sqrt(products) / 4) * float(np.abs(finite).max(initial=0))
+    factor = 2 if unit < 2**-12 else 3
+    return np.asarray(factor * spread + floor)
+
+
+def mismatch(old: Array, new: Array, control: Array) -> str:
+    """A clause where type, shape or the places of NaN and infinity differ; `control` is another run of the original."""
+    if old.dtype != new.dtype or old.shape != new.shape:
+        return f"is {new.dtype} {list(new.shape)} instead of {old.dtype} {list(old.shape)}"
+    if old.dtype.kind in "biuSO":
+        return ""
+    x, y, z = (value.astype(np.float64) for value in (old, new, control))
+    for kind, places in (("NaN", np.isnan), ("infinity", np.isposinf), ("minus infinity", np.isneginf)):
+        if not np.array_equal(places(x), places(y)) and np.array_equal(places(x), places(z)):
+            return f"is {kind} at other places"
+    return ""
+
+
+def unit_of(cut: Cut) -> float:
+    """The unit roundoff of the coarsest type among a cut's floating-point inputs and weights."""
+    codes = [value.type.tensor_type.elem_type for value in cut.proto.graph.input]
+    codes += [onnx.helper.np_dtype_to_tensor_dtype(value.dtype) for value in cut.weights.values()]
+    return max((unit_roundoff(code) for code in codes if significand_bits(code)), default=2.0**-24)
+
+
+def estimate(cut: Cut) -> int:
+    """An upper estimate of the roundings behind one output element, from the operators alone."""
+    total = 8
+    for node in cut.proto.graph.node:
+        weight = cut.weights.get(node.input[1]) if node.op_type == "Conv" else None
+        total += 2 if weight is None else int(np.prod(weight.shape[1:])) + 2
+        if node.op_type in ("ReduceSum", "ReduceMean"):
+            total += 64 if not attributes(node).get("axes") else 256
+    return total
+
+
+def _finite(value: Array) -> bool:
+    return value.dtype.kind in "biu" or bool(np.isfinite(value.astype(np.float64)).all())
+
+
+def _smallest(value: Array) -> float:
+    return {2: 2.0**-24, 4: 2.0**-149, 8: 2.0**-1074}.get(value.dtype.itemsize, 0.0)

@@ -1,0 +1,99 @@
+"""A region's outputs in float64, by ONNX's reference operators and an own convolution: exact for integers below 2^53.
+
+The same evaluation on absolute values gives S = Σ|w||x| + |b|, the scale of every rounding bound.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import product
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx.reference import ReferenceEvaluator
+from onnx.reference.op_run import OpRun
+
+from rewriter.constants import Array
+from rewriter.equivalence.cut import Cut
+from rewriter.equivalence.geometry import pads_of
+from rewriter.equivalence.precision import significand_bits
+
+_Floats = NDArray[np.float64]
+
+
+class Oracle:
+    """Evaluates a cut in float64; with `absolute`, every constant by its absolute value and subtraction as addition."""
+
+    def __init__(self, cut: Cut, *, absolute: bool = False) -> None:
+        self.cut = cut
+        self.absolute = absolute
+        proto = cut.with_fed_weights()
+        if absolute:
+            for node in proto.graph.node:
+                node.op_type = {"Sub": "Add", "Neg": "Identity"}.get(node.op_type, node.op_type)
+        self._means = {node.input[3] for node in proto.graph.node if node.op_type == "BatchNormalization"}
+        del proto.graph.output[:]
+        proto.graph.output.extend(onnx.helper.make_empty_tensor_value_info(v.name) for v in cut.proto.graph.output)
+        self._evaluator = ReferenceEvaluator(proto, new_ops=[Conv])
+
+    def __call__(self, feeds: Mapping[str, Array], weights: Mapping[str, Array]) -> dict[str, _Floats]:
+        """Outputs by name; raises whatever the reference operators raise."""
+        values = {name: self._wide(value) for name, value in weights.items()}
+        if self.absolute:
+            # y = (x − mean)·s + b becomes (|x| + |mean|)·|s| + |b|
+            values |= {name: -np.abs(values[name]) for name in self._means & values.keys()}
+        inputs = {value.name: self._wide(feeds[value.name]) for value in self.cut.proto.graph.input}
+        names = [value.name for value in self.cut.proto.graph.output]
+        found = self._evaluator.run(None, {**inputs, **values})
+        return {name: np.asarray(value) for name, value in zip(names, found, strict=True)}
+
+    def _wide(self, value: Array) -> Any:
+        if not significand_bits(onnx.helper.np_dtype_to_tensor_dtype(value.dtype)):
+            return value
+        wide = value.astype(np.float64)
+        return np.abs(wide) if self.absolute else wide
+
+
+class Conv(OpRun):
+    """ONNX's Conv in float64: Y[n, m, p] = Σ W[m, i, k] · X[n, g·I + i, p·stride − pad + k·dilation] + B[m]."""
+
+    op_domain = ""
+
+    def _run(self, x: Any, w: Any, b: Any = None, **attributes: Any) -> tuple[_Floats]:
+        text = attributes.get("auto_pad") or "NOTSET"
+        found = {**attributes, "auto_pad": text if isinstance(text, bytes) else str(text).encode()}
+        group = int(attributes.get("group") or 1)
+        return (convolve(x, w, b, found, group),)
+
+
+def convolve(x: NDArray[Any], w: _Floats, b: _Floats | None, attributes: Mapping[str, object], group: int) -> _Floats:
+    """X [N, C, *S], W [M, C/G, *K], B [M] → Y [N, M, *S'], one product of matrices per kernel element."""
+    spatial = x.ndim - 2
+    ones = (1,) * spatial
+    strides, dilations = (_axes(attributes.get(name), ones) for name in ("strides", "dilations"))
+    kernel = w.shape[2:]
+    begin, end = pads_of(attributes, x.shape[2:], kernel, strides, dilations)
+    padded = np.pad(x, [(0, 0), (0, 0), *zip(begin, end, strict=True)])
+    sizes = tuple(
+        (size - (k - 1) * d - 1) // s + 1
+        for size, k, d, s in zip(padded.shape[2:], kernel, dilations, strides, strict=True)
+    )
+    batch, outputs, inputs = x.shape[0], w.shape[0], w.shape[1]
+    total = np.zeros((batch, group, outputs // group, int(np.prod(sizes))))
+    for number, step in enumerate(product(*map(range, kernel))):
+        window = tuple(
+            slice(k * d, k * d + (n - 1) * s + 1, s) for k, d, n, s in zip(step, dilations, sizes, strides, strict=True)
+        )
+        seen = padded[(slice(None), slice(None), *window)].reshape(batch, group, inputs, -1)
+        taps = w.reshape(outputs, inputs, -1)[..., number].reshape(group, outputs // group, inputs)
+        total += seen * taps if inputs == 1 else np.matmul(taps, seen)
+    y = total.reshape(batch, outputs, *sizes)
+    return y if b is None else y + np.reshape(b, (-1, *ones))
+
+
+def _axes(value: object, default: tuple[int, ...]) -> tuple[int, ...]:
+    if value is None or not np.size(np.asarray(value)):
+        return default
+    return tuple(int(entry) for entry in np.asarray(value))

@@ -1,0 +1,160 @@
+"""What an audit says: immutable records that turn into JSON (`Audit.to_dict`).  No timings in them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+from rewriter.session import Runtime
+from rewriter.shapes import Shape
+
+Verdict = Literal["equivalent", "approximate", "different", "not_verified"]
+"""`approximate`: every run agreed within the original's own accuracy, but the agreement is not proven."""
+Grade = Literal["bitwise", "exact", "finite", "rounding"]
+"""bitwise: nothing differs; exact: weights only moved; finite: zeros were inserted; rounding: weights were combined."""
+Level = Literal["L0", "L1", "L2", "L3", "L4"]
+Outcome = Literal["pass", "fail", "not applicable", "not exact here"]
+Figure = float | int | str | bool | None
+
+GRADES: tuple[Grade, ...] = ("bitwise", "exact", "finite", "rounding")
+"""From the strongest claim to the weakest."""
+
+
+@dataclass(frozen=True)
+class AuditOptions:
+    """How to audit; the defaults are what `rewriter audit` uses."""
+
+    runtime: Runtime = field(default_factory=Runtime)
+    seed: int = 0
+    input_shapes: Mapping[str, Shape] = field(default_factory=dict)
+    samples: tuple[Mapping[str, np.ndarray], ...] = ()
+    """The user's own inputs, each a complete set of feeds."""
+    draws: int = 12
+    """Integer draws of L2, each with inputs and weights of its own seed."""
+    perturbed_regions: int = 8
+    """Regions whose effect on the outputs is measured one by one, at one run of the whole model each."""
+
+
+class Record(BaseModel):
+    """Base of the records: frozen, compared by value."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
+
+
+class LevelResult(Record):
+    """What one level of the ladder found, in one sentence, with its figures."""
+
+    level: Level
+    outcome: Outcome
+    detail: str
+    figures: dict[str, Figure] = {}
+
+
+class RegionAudit(Record):
+    """One region in which the two models differ, and what each level says about it."""
+
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    before: dict[str, int]
+    after: dict[str, int]
+    verdict: Verdict
+    grade: Grade | None
+    levels: tuple[LevelResult, ...]
+    blind: bool | None
+    """Whether the graph outputs compared do not respond to a perturbation of this region; None where not measured."""
+    reason: str
+
+    def level(self, name: Level) -> LevelResult | None:
+        """The result of one level, or None when the level was not reached."""
+        return next((entry for entry in self.levels if entry.level == name), None)
+
+
+class OutputAudit(Record):
+    """Worst figures of one graph output over all whole-model runs."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    max_abs: float
+    max_rel: float
+    """max|difference| / max|value|."""
+    tolerance: float
+    """The rtol = atol that numpy.allclose would have needed."""
+    spread: float
+    """The original's own error: its largest difference between optimization levels and thread counts."""
+    ratio: float
+    """Largest error as a fraction of what is allowed; above 1 the level fails."""
+    bitwise: bool
+    compared: bool
+    """False where nothing was learned: never finite, empty, or the same whatever the input."""
+
+
+class Witness(Record):
+    """One set of inputs both models were run on."""
+
+    recipe: str
+    seed: int | None
+    shapes: dict[str, tuple[int, ...]]
+    chosen: tuple[str, ...]
+    """Inputs with a dimension that nobody gave, so that the auditor chose it."""
+    problem: str = ""
+    """Why the original could not be run on it, if so."""
+
+
+class Audit(Record):
+    """The result of auditing `after` against `before`."""
+
+    verdict: Verdict
+    grade: Grade | None
+    reason: str
+    regions: tuple[RegionAudit, ...]
+    levels: tuple[LevelResult, ...]
+    """L0 and L4, which concern the whole model."""
+    outputs: tuple[OutputAudit, ...]
+    witnesses: tuple[Witness, ...]
+    notes: tuple[str, ...]
+    before_sha256: str
+    after_sha256: str
+    provider: str
+    threads: int
+    level: str
+    seed: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types; infinities and NaN as strings."""
+        return {key: _plain(value) for key, value in self.model_dump(mode="json").items()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, dict):
+        return {key: _plain(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_plain(entry) for entry in value]
+    return value
+
+
+def passed(level: Level, detail: str, **figures: Figure) -> LevelResult:
+    """A level that looked and found nothing."""
+    return LevelResult(level=level, outcome="pass", detail=detail, figures=figures)
+
+
+def failed(level: Level, detail: str, **figures: Figure) -> LevelResult:
+    """A level that refutes equivalence."""
+    return LevelResult(level=level, outcome="fail", detail=detail, figures=figures)
+
+
+def not_applicable(level: Level, detail: str, **figures: Figure) -> LevelResult:
+    """A level that can say nothing here."""
+    return LevelResult(level=level, outcome="not applicable", detail=detail, figures=figures)
+
+
+def not_exact(level: Level, detail: str, **figures: Figure) -> LevelResult:
+    """The integer level, where the original itself does not compute integers exactly."""
+    return LevelResult(level=level, outcome="not exact here", detail=detail, figures=figures)

@@ -1,0 +1,326 @@
+"""L1: the old and the new region compute the same linear function, shown without running either.
+
+Both are evaluated symbolically at concrete shapes (two bindings where the batch is free).  Every output element must
+read one batch and one position, the same way at all of them; what is left is one effective kernel and one offset per
+output channel, compared bitwise where constants only moved, against a stated rounding bound where they were combined.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+
+from rewriter.equivalence.forms import NOTHING, Floats, Form, Impossible, Integers, Unsupported
+from rewriter.equivalence.kernels import Mixing, Refuted, Tally, compare_kernels, gamma, within
+from rewriter.equivalence.linear import ConvUse, Evaluation, Family
+from rewriter.equivalence.precision import unit_roundoff
+from rewriter.equivalence.records import Grade, LevelResult, failed, not_applicable, passed
+from rewriter.equivalence.regions import Region, Side
+
+
+@dataclass(frozen=True)
+class StaticResult:
+    """L1's result, the grade it supports, and what the numeric levels need to know."""
+
+    result: LevelResult
+    grade: Grade | None = None
+    moved: bool = False
+    """Every weight was only moved: a re-weighting by value must give equal outputs, offsets aside."""
+    offsets_moved: bool = False
+    """The same of the offsets (biases)."""
+    products: int = 0
+    """Most products summed into one output element; 0 where not known."""
+
+
+def compare_static(region: Region, pairs: Sequence[tuple[Side, Side]]) -> StaticResult:
+    """Compare a region under each of the bindings that `pairs` were made with."""
+    tally, offsets = Tally(), _Offsets()
+    known: dict[bytes, Tally] = {}
+    try:
+        for before, after in pairs:
+            _compare_binding(region, before, after, tally, offsets, known)
+    except Unsupported as reason:
+        return StaticResult(not_applicable("L1", f"Not applicable: {str(reason).rstrip('.')}."))
+    except Refuted as reason:
+        return StaticResult(failed("L1", str(reason)))
+    rounded = bool(tally.rounded) or offsets.rounded
+    zeros = tally.inserted + tally.dropped
+    grade: Grade = "rounding" if rounded else "finite" if zeros else "exact"
+    detail = {
+        "exact": "The effective weights are the same bit for bit.",
+        "finite": f"The effective weights are the same bit for bit but for {zeros} zeros.",
+        "rounding": "Constants were combined; all lie within the stated rounding bound.",
+    }[grade]
+    figures = {"taps": tally.taps, "zeros": zeros, "combined": tally.combined, "worst": max(tally.worst, offsets.worst)}
+    result = passed("L1", detail, **figures, bindings=len(pairs))
+    return StaticResult(result, grade, not tally.combined, not offsets.combined, tally.products + offsets.terms)
+
+
+@dataclass
+class _Offsets:
+    combined: bool = False
+    rounded: bool = False
+    worst: float = 0.0
+    terms: int = 0
+
+
+def _compare_binding(
+    region: Region, before: Side, after: Side, tally: Tally, offsets: _Offsets, known: dict[bytes, Tally]
+) -> None:
+    entering, wide = _entering(region, before, after)
+    try:
+        old = Evaluation(before, region.before, entering, wide)
+        values = {name: old.value(name) for name in region.outputs}
+    except Impossible as reason:
+        raise Unsupported(f"the original cannot be evaluated ({reason})") from reason
+    try:
+        new = Evaluation(after, region.after, entering, wide)
+        others = {name: new.value(name) for name in region.outputs}
+    except Impossible as reason:
+        raise Refuted(f"With the inputs' shapes {_shapes(before)} the rewritten model fails: {reason}.") from reason
+    tally.combined += old.computed + new.computed
+    for name in region.outputs:
+        a, b = values[name], others[name]
+        if not isinstance(a, Form) and not isinstance(b, Form):
+            if a.dtype != b.dtype or a.shape != b.shape or a.tobytes() != b.tobytes():
+                raise Refuted(f"The constant tensor '{name}' differs.")
+            continue
+        kinds = [side.bound.types.get(name) for side in (before, after)]
+        codes = [kind.tensor_type.elem_type for kind in kinds if kind is not None]
+        if len(set(codes)) > 1:
+            raise Refuted(f"'{name}' has another element type after the rewrite.")
+        if a.shape != b.shape:
+            raise Refuted(f"'{name}' had the shape {list(a.shape)} and has {list(b.shape)}.")
+        unit = unit_roundoff(codes[0] if codes else onnx.TensorProto.FLOAT)
+        _compare_forms(name, (old, old.form(name)), (new, new.form(name)), unit, tally, offsets, known)
+
+
+def _entering(region: Region, before: Side, after: Side) -> tuple[dict[str, int], int]:
+    """First symbol of each entering tensor of unknown value, and the first symbol behind them."""
+    found: dict[str, int] = {}
+    free = 0
+    for name in region.inputs:
+        if before.bound.value(name) is not None:
+            continue
+        shape = before.bound.shape(name)
+        if shape is None or after.bound.shape(name) != shape:
+            raise Unsupported(f"the shape of the entering tensor '{name}' is not known, or not the same")
+        found[name] = free
+        free += math.prod(shape)
+    return found, free
+
+
+def _shapes(side: Side) -> str:
+    found = {value.name: side.bound.shape(value.name) for value in side.model.inputs}
+    return ", ".join(f"{name} {list(shape or ())}" for name, shape in found.items())
+
+
+_Sided = tuple[Evaluation, Form]
+
+
+def _compare_forms(
+    name: str, old: _Sided, new: _Sided, unit: float, tally: Tally, offsets: _Offsets, known: dict[bytes, Tally]
+) -> None:
+    a, b = _Reading.of(name, *old), _Reading.of(name, *new)
+    _compare_direct(name, a, b, unit, tally)
+    if a.family is None and b.family is None:
+        _compare_offsets(name, a.form, b.form, np.arange(a.count), unit, offsets)
+        return
+    if a.family is None or b.family is None:
+        raise Unsupported(f"'{name}' comes from a convolution in one model only")
+    if not np.array_equal(a.position < 0, b.position < 0):
+        raise Refuted(f"Some elements of '{name}' read a convolution in one model only.")
+    live = np.flatnonzero(a.position >= 0)
+    dead = np.flatnonzero(a.position < 0)
+    if dead.size:
+        _compare_offsets(name, a.form, b.form, dead, unit, offsets)
+    order = live[np.argsort(a.position[live], kind="stable")]
+    positions, counts = np.unique(a.position[order], return_counts=True)
+    if (counts != counts[0]).any():
+        raise Unsupported(f"'{name}' has more channels at some positions than at others")
+    rows = order.reshape(len(positions), -1)  # [Q, J]
+    _require_same_grid(name, a.convs, b.convs)
+    _require_same_positions(name, b.position[rows])
+    shifts = _shifts(a, b, positions, b.position[rows[:, 0]])
+    mixings: list[Mixing] = []
+    for reading, shift in zip((a, b), shifts, strict=True):
+        channel, coef, uniform = reading.classes(rows)
+        if not uniform and reading is a:
+            raise Unsupported(f"'{name}' is not computed the same way at every position")
+        if not uniform:
+            raise Refuted(f"'{name}' reads other channels at some positions or batches than at the first.")
+        mixings.append(Mixing(channel, coef, reading.convs, shift))
+    key = b"|".join(_signature(mixing) for mixing in mixings)
+    if key not in known:
+        known[key] = compare_kernels(mixings[0], mixings[1], unit)
+        tally.add(known[key])
+    _compare_offsets(name, a.form, b.form, rows, unit, offsets)
+
+
+@dataclass(frozen=True, eq=False)
+class _Reading:
+    """What the elements of a leaving tensor read: `channel` `[E, T]` in a family's numbering, −1 for no term."""
+
+    run: Evaluation
+    form: Form
+    direct: Integers
+    family: Family | None
+    channel: Integers
+    position: Integers
+    """`[E]`: n·P + p on the family's grid, −1 for elements that read no convolution."""
+
+    @property
+    def count(self) -> int:
+        return int(self.channel.shape[0])
+
+    @property
+    def convs(self) -> tuple[ConvUse, ...]:
+        """The convolutions it may read."""
+        return tuple(conv for conv in self.run.convs if conv.family is self.family)
+
+    @classmethod
+    def of(cls, name: str, run: Evaluation, form: Form) -> _Reading:
+        index = np.ascontiguousarray(form.index).reshape(-1, form.terms)
+        if form.coef is not None:
+            index = np.where(form.coef.reshape(index.shape) == 0, NOTHING, index)
+        top = int(index.max(initial=NOTHING))
+        first = min((family.first for family in run.families.values()), default=top + 1)
+        direct = index if top < first else np.where(index < first, index, NOTHING)
+        if top < first:
+            return cls(run, form, direct, None, index, np.full(len(index), -1))
+        family = next(family for family in run.families.values() if top in family)
+        live = index >= first
+        if not (index[live] >= family.first).all():
+            raise Unsupported(f"'{name}' adds convolutions of different output sizes")
+        position, channel = np.divmod(index - family.first, family.channels)
+        position = np.where(live, position, -1)
+        highest = position.max(axis=1)
+        if (live & (position != highest[:, None])).any():
+            mixed = Refuted if run.side.name == "after" else Unsupported
+            raise mixed(f"An element of '{name}' mixes several positions or batches.")
+        return cls(run, form, direct, family, np.where(live, channel, NOTHING), highest)
+
+    def classes(self, rows: Integers) -> tuple[Integers, Floats | None, bool]:
+        """Channels and coefficients `[J, T]` of the output channels, and whether all positions have the same."""
+        channel = self.channel[rows]
+        uniform = bool((channel == channel[0]).all())
+        if self.form.coef is None:
+            return channel[0], None, uniform
+        coef = self.form.coef.reshape(self.channel.shape)[rows]
+        return channel[0], coef[0], uniform and bool((coef == coef[0]).all())
+
+
+def _require_same_positions(name: str, position: Integers) -> None:
+    if (position != position[:, :1]).any():
+        raise Refuted(f"Elements of '{name}' that shared a position before the rewrite do not afterwards.")
+
+
+def _shifts(
+    a: _Reading, b: _Reading, old: Integers, new: Integers
+) -> tuple[tuple[tuple[int, ...], ...], tuple[tuple[int, ...], ...]]:
+    """Where each convolution's kernel begins, relative to the first old one's; raises Refuted where that varies."""
+    assert a.family is not None and b.family is not None
+    reference: Integers | None = None
+    batches: Integers | None = None
+    found: list[tuple[tuple[int, ...], ...]] = []
+    for reading, position in ((a, old), (b, new)):
+        family = reading.family
+        assert family is not None
+        coordinates = np.stack(np.unravel_index(position, family.grid), axis=1)
+        batches = coordinates[:, 0] if batches is None else batches
+        if not np.array_equal(batches, coordinates[:, 0]):
+            raise Refuted("The batch entries are in another order after the rewrite.")
+        shifts = []
+        for conv in reading.convs:
+            corner = coordinates[:, 1:] * np.asarray(conv.strides, np.int64) - np.asarray(conv.pads, np.int64)
+            reference = corner if reference is None else reference
+            if reference.shape != corner.shape:
+                raise Unsupported("the convolutions have different numbers of spatial axes")
+            shift = corner - reference
+            if (shift != shift[0]).any():
+                has = f"strides {list(conv.strides)} and begin pads {list(conv.pads)}"
+                raise Refuted(f"The stride or the positions of a convolution differ: '{conv.output}' has {has}.")
+            shifts.append(tuple(int(step) for step in shift[0]))
+        found.append(tuple(shifts))
+    return found[0], found[1]
+
+
+def _require_same_grid(name: str, old: Sequence[ConvUse], new: Sequence[ConvUse]) -> None:
+    convs = [*old, *new]
+    if any(not np.array_equal(conv.grid, convs[0].grid) for conv in convs[1:]):
+        raise Unsupported(f"the convolutions behind '{name}' read their inputs in different spatial orders")
+
+
+def _signature(mixing: Mixing) -> bytes:
+    """Equal for two bindings under which the kernels to compare are the same."""
+    coef = b"" if mixing.coef is None else mixing.coef.tobytes()
+    convs = [(c.output, c.first, _ranks(c.sources)) for c in mixing.convs]
+    rest = repr((mixing.channel.shape, convs, mixing.shifts)).encode()
+    return b"/".join([mixing.channel.astype(np.int64).tobytes(), coef, rest])
+
+
+def _ranks(sources: Integers) -> bytes:
+    return np.unique(sources, return_inverse=True)[1].astype(np.int64).tobytes()
+
+
+def _compare_direct(name: str, a: _Reading, b: _Reading, unit: float, tally: Tally) -> None:
+    """Terms that read entering tensors without a convolution in between."""
+    if not (a.direct >= 0).any() and not (b.direct >= 0).any():
+        return
+    old, new = _sorted_direct(name, a), _sorted_direct(name, b)
+    if old[0].shape != new[0].shape or not np.array_equal(old[0], new[0]):
+        raise Refuted(f"'{name}' reads other elements of what enters the region.")
+    error = np.abs(old[1] - new[1])
+    bound = gamma(8.0 + old[0].shape[1], unit) * np.maximum(np.abs(old[1]), np.abs(new[1]))
+    worst = within(error.reshape(-1), bound.reshape(-1), lambda at: f"element {at // old[0].shape[1]} of '{name}'")
+    scaled = int(((old[1] != 1) & (old[0] >= 0)).sum())
+    tally.add(Tally(taps=int((old[0] >= 0).sum()), combined=scaled, rounded=int((error > 0).sum()), worst=worst))
+
+
+def _sorted_direct(name: str, reading: _Reading) -> tuple[Integers, Floats]:
+    order = np.argsort(reading.direct, axis=1)
+    index = np.take_along_axis(reading.direct, order, axis=1)
+    used = int((index >= 0).sum(axis=1).max(initial=0))
+    index = index[:, index.shape[1] - used :]
+    if ((index[:, 1:] == index[:, :-1]) & (index[:, 1:] >= 0)).any():
+        raise Unsupported(f"'{name}' adds an element to itself")
+    if reading.form.coef is None:
+        return index, np.where(index >= 0, 1.0, 0.0)
+    coef = np.take_along_axis(reading.form.coef.reshape(reading.direct.shape), order, axis=1)
+    return index, np.where(index >= 0, coef[:, coef.shape[1] - used :], 0.0)
+
+
+def _compare_offsets(name: str, a: Form, b: Form, rows: Integers, unit: float, tally: _Offsets) -> None:
+    """Offsets (biases) of the elements `rows`: `[Q, J]` must be constant over Q; `[E]` is compared as it is."""
+    tally.terms = max(tally.terms, a.offset_terms, b.offset_terms)
+    if a.offset is None and b.offset is None:
+        return
+    old, new = _offsets(name, a, rows, Unsupported), _offsets(name, b, rows, Refuted)
+    if a.offset_terms <= 1 and b.offset_terms <= 1:
+        wrong = (old[0].view(np.int64) != new[0].view(np.int64)) & ((old[0] != 0) | (new[0] != 0))
+        if wrong.any():
+            at = int(np.argmax(wrong))
+            raise Refuted(f"The bias of output channel {at} of '{name}' was {old[0][at]:.9g} and is {new[0][at]:.9g}.")
+        return
+    tally.combined = True
+    error = np.abs(old[0] - new[0])
+    bound = gamma(8.0 + a.offset_terms + b.offset_terms, unit) * np.maximum(old[1], new[1])
+    tally.worst = max(tally.worst, within(error, bound, lambda at: f"the bias of output channel {at} of '{name}'"))
+    tally.rounded = tally.rounded or bool((error > 0).any())
+
+
+def _offsets(name: str, form: Form, rows: Integers, problem: type[Exception]) -> tuple[Floats, Floats]:
+    size = rows.shape[-1]
+    if form.offset is None:
+        return np.zeros(size), np.zeros(size)
+    assert form.magnitude is not None
+    offset, magnitude = form.offset.reshape(-1)[rows], form.magnitude.reshape(-1)[rows]
+    if rows.ndim == 1:
+        return np.ascontiguousarray(offset), magnitude
+    if not np.array_equal(offset, np.broadcast_to(offset[0], offset.shape), equal_nan=True):
+        raise problem(f"The bias of '{name}' depends on the position.")
+    return np.ascontiguousarray(offset[0]), magnitude[0]
