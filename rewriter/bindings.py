@@ -19,6 +19,8 @@ from rewriter.shapes import Bound, Shape, bind
 
 PRIMES = (67, 71, 73, 79)
 """Sizes for axes nothing is known about: primes, so that no two mix up, and large enough for five halvings."""
+SMALL_PRIMES = (17, 19, 23, 29)
+"""The same for volumes, whose three free axes multiply."""
 _MULTIPLES = (1, 2, 4, 8, 16, 32)
 _USUAL = (224, 256, 112, 128, 299, 320, 384, 512, 640)
 _SHAPE_OPERATORS = frozenset({"Reshape", "Concat", "Slice", "Expand", "Resize", "Tile"})
@@ -120,6 +122,8 @@ def _best(
 
 
 def _choices(model: Model) -> Iterable[Sequence[int]]:
+    if any(sum(known_size(dim) is None for dim in value.type.tensor_type.shape.dim) > 3 for value in model.inputs):
+        yield SMALL_PRIMES
     yield PRIMES
     for size in _implied_sizes(model):
         yield (size,) * len(PRIMES)
