@@ -122,11 +122,16 @@ def _best(
 
 
 def _choices(model: Model) -> Iterable[Sequence[int]]:
-    if any(sum(known_size(dim) is None for dim in value.type.tensor_type.shape.dim) > 3 for value in model.inputs):
+    if any(_is_open_volume(value) for value in model.inputs):
         yield SMALL_PRIMES
     yield PRIMES
     for size in _implied_sizes(model):
         yield (size,) * len(PRIMES)
+
+
+def _is_open_volume(value: onnx.ValueInfoProto) -> bool:
+    dims = value.type.tensor_type.shape.dim
+    return len(dims) == 5 and all(known_size(dim) is None for dim in dims[2:])
 
 
 def _implied_sizes(model: Model) -> list[int]:

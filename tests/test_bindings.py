@@ -9,7 +9,7 @@ from onnx import TensorProto, helper
 
 from graphs import exotic_model, model, node, several_convs_ir3, tensor, value, weights
 from models.zoo.refill import FOLDER
-from rewriter.bindings import PRIMES, Binding, describe, find_bindings
+from rewriter.bindings import PRIMES, SMALL_PRIMES, Binding, describe, find_bindings
 from rewriter.errors import BadInput
 from rewriter.model import Model
 from rewriter.shapes import Shape
@@ -115,6 +115,11 @@ def test_several_inputs_share_named_sizes() -> None:
 def test_more_free_axes_than_primes() -> None:
     made = model([node("Relu", ["x"], ["y"])], [value("x", ["N", None, None, None, None, None])], [value("y", None)])
     assert find_bindings(Model.load(made))[0].shapes["x"] == (1, *PRIMES, PRIMES[-1])
+
+
+def test_volumes_get_small_sizes() -> None:
+    made = model([node("Relu", ["x"], ["y"])], [value("x", ["N", 3, "D", "H", "W"])], [value("y", None)])
+    assert find_bindings(Model.load(made))[0].shapes["x"] == (1, 3, *SMALL_PRIMES[:3])
 
 
 def test_inputs_that_are_no_tensors_or_have_no_rank_get_no_shape() -> None:
