@@ -23,6 +23,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from rewriter import (
     Builder,
     ChannelMix,
@@ -74,7 +76,8 @@ class DepthwiseSumToGrouped(Pass):
         chain = _recognise(graph, lift(graph.model, found.node))
         if chain.grouped.inputs is None:
             return ({},)
-        ways = ["producer", "gather", *(["reshape"] if interleave(chain.grouped.inputs) else [])]
+        regular = len(chain.grouped.inputs) == chain.channels and interleave(chain.grouped.inputs)
+        ways = ["producer", "gather", *(["reshape"] if regular else [])]
         return tuple({"shuffle": way} for way in ways)
 
     def rewrite(self, graph: Graph, found: Match, settings: Settings) -> Rewrite:
@@ -89,7 +92,8 @@ class Found:
     steps: tuple[Step, ...]
     layout: Layout
     grouped: Grouped
-    ended: str
+    channels: int
+    """Input channels C of the convolution."""
 
 
 def _recognise(graph: Graph, site: ConvSite) -> Found:
@@ -107,6 +111,7 @@ def _recognise(graph: Graph, site: ConvSite) -> Found:
             break
         try:
             layout, mixing = _agree(graph, site, [chain[0] for chain in chains], length)
+            needs_layout(layout)  # declines where no Transpose and Reshape make it
             grouped = mix(site.weight, site.bias, site.group, mixing)
         except Declined as no:
             reasons.append(no.reason)
@@ -114,7 +119,7 @@ def _recognise(graph: Graph, site: ConvSite) -> Found:
         except NotGrouped as no:
             reasons.append(str(no))
             continue
-        return Found(tuple(steps[:length]), layout, grouped, ended)
+        return Found(tuple(steps[:length]), layout, grouped, site.c)
     raise Declined(reasons[-1], site.y, steps[-1].tensor, matched=1 + len(steps))
 
 
@@ -138,7 +143,9 @@ def _agree(graph: Graph, site: ConvSite, chains: list[list[Step]], length: int) 
     layout, mixing = proofs[0]
     for other, also in proofs[1:]:
         require(
-            other == layout and (also.index == mixing.index).all(), "what it sums depends on the input size", site.y
+            other == layout and np.array_equal(also.index, mixing.index),
+            "what it sums depends on the input size",
+            site.y,
         )
     return layout, mixing
 
@@ -147,10 +154,10 @@ def _emit(name: str, graph: Graph, site: ConvSite, found: Found, way: str) -> Re
     model, grouped = graph.model, found.grouped
     output = found.steps[-1].tensor
     chain = [site.index, *(step.node for step in found.steps)]
-    removed = closure(model, chain, site.x)
+    removed = closure(model, chain, [site.x])
     build = Builder(model, f"{output}/grouped")
     sizes = graph.sizes(site.y) or (None,) * (len(site.kernel) + 2)
-    x, gone = _shuffled_input(build, graph, site, grouped, way)
+    x, gone, shuffled = _shuffled_input(build, graph, site, grouped, way, removed)
     weight = build.constant(grouped.weight, "weight")
     bias = None if grouped.bias is None else build.constant(grouped.bias, "bias")
     tail = needs_layout(found.layout)
@@ -162,6 +169,7 @@ def _emit(name: str, graph: Graph, site: ConvSite, found: Found, way: str) -> Re
         restore_layout(build, y, found.layout, sizes, output)
     removed |= gone
     removed |= _reissue_shapes(build, graph, site, found, removed, conv_out)
+    removed = closure(model, removed, build.reads)
     return Rewrite(
         name,
         output,
@@ -171,31 +179,29 @@ def _emit(name: str, graph: Graph, site: ConvSite, found: Found, way: str) -> Re
         tuple(build.nodes),
         tuple(build.initializers),
         f"Conv group {site.group} with {site.m} channels + {len(removed) - 1} nodes -> Conv group {grouped.group}"
-        + (
-            ""
-            if grouped.inputs is None
-            else f" behind a channel shuffle ({'in the weights before' if gone else 'Gather'})"
-        ),
+        + (f" behind a channel shuffle ({shuffled})" if shuffled else ""),
     )
 
 
 def _shuffled_input(
-    build: Builder, graph: Graph, site: ConvSite, grouped: Grouped, way: str
-) -> tuple[str, frozenset[int]]:
-    """The conv's input in the order its groups need, and the nodes that took the shuffle in."""
+    build: Builder, graph: Graph, site: ConvSite, grouped: Grouped, way: str, region: frozenset[int]
+) -> tuple[str, frozenset[int], str]:
+    """The conv's input in the order its groups need, the nodes that took the shuffle in, and what does it."""
     require(
         way in ("auto", "producer", "gather", "reshape"), f"shuffle '{way}' is none of auto, producer, gather, reshape"
     )
     if grouped.inputs is None:
-        return site.x, frozenset()
+        return site.x, frozenset(), ""
     if way in ("auto", "producer"):
         try:
-            return fold_into_producer(build, graph.model, site.x, grouped.inputs)
+            return *fold_into_producer(build, graph.model, site.x, grouped.inputs, region), "in the weights before"
         except Declined:
             if way == "producer":
                 raise
     sizes = graph.sizes(site.x) or (None,) * (len(site.kernel) + 2)
-    return shuffle(build, site.x, grouped.inputs, "gather" if way == "auto" else way, sizes), frozenset()
+    how = "reshape" if way == "reshape" else "gather"
+    x = shuffle(build, site.x, grouped.inputs, how, (sizes[0], site.c, *sizes[2:]))
+    return x, frozenset(), "Reshape-Transpose-Reshape" if how == "reshape" else "Gather"
 
 
 def _reissue_shapes(

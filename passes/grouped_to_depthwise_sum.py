@@ -19,7 +19,22 @@ from __future__ import annotations
 
 import numpy as np
 
-from rewriter import Builder, Graph, Match, NodePattern, Op, Pass, Rewrite, Safety, Settings, Var, lift, maybe, require
+from rewriter import (
+    Builder,
+    Graph,
+    Match,
+    NodePattern,
+    Op,
+    Pass,
+    Rewrite,
+    Safety,
+    Settings,
+    Var,
+    closure,
+    lift,
+    maybe,
+    require,
+)
 from rewriter.conv import grouped_to_depthwise
 
 
@@ -28,6 +43,7 @@ class GroupedToDepthwiseSum(Pass):
 
     name = "grouped-to-depthwise-sum"
     safety = Safety.EXACT
+    gives = "depthwise_sum"
 
     @staticmethod
     def pattern(op: Op, x: Var, w: Var, b: Var) -> NodePattern:
@@ -59,7 +75,7 @@ class GroupedToDepthwiseSum(Pass):
             self.name,
             site.y,
             Safety.EXACT,
-            frozenset([found.node]),
+            closure(graph.model, [found.node], build.reads),
             found.node,
             tuple(build.nodes),
             tuple(build.initializers),

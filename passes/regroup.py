@@ -29,6 +29,7 @@ from rewriter import (
     Safety,
     Settings,
     Var,
+    closure,
     lift,
     maybe,
     nchwc_block,
@@ -67,7 +68,7 @@ class Regroup(Pass):
             self.name,
             site.y,
             Safety.FINITE,
-            frozenset([found.node]),
+            closure(graph.model, [found.node], build.reads),
             found.node,
             tuple(build.nodes),
             tuple(build.initializers),
@@ -78,16 +79,16 @@ class Regroup(Pass):
 def _factor(site: ConvSite, settings: Settings) -> int:
     require(site.group > 1, "it is dense (group 1): there are no groups to merge", site.y, matched=0)
     factor, groups = int(settings["factor"]), int(settings["groups"])
-    require(not (factor and groups), "regroup.factor and regroup.groups are both set: set one", site.y)
+    require(not (factor and groups), "both regroup.factor and regroup.groups are set: set one", site.y)
     if groups:
         fits = groups > 0 and site.group % groups == 0
-        require(fits, f"regroup.groups {groups} does not divide its {site.group} groups", site.y)
+        require(fits, f"its {site.group} groups are no multiple of regroup.groups {groups}", site.y)
         require(groups < site.group, f"it has {site.group} groups already", site.y)
         return site.group // groups
     if factor:
         fits = factor > 0 and site.group % factor == 0
-        require(fits, f"regroup.factor {factor} does not divide its {site.group} groups", site.y)
-        require(factor > 1, "regroup.factor 1 changes nothing", site.y)
+        require(fits, f"its {site.group} groups are no multiple of regroup.factor {factor}", site.y)
+        require(factor > 1, "a regroup.factor of 1 changes nothing", site.y)
         return factor
     block = _block(settings)
     require(block > 0, "this machine has no blocked fast path to reach: set regroup.factor", site.y)

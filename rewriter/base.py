@@ -24,7 +24,9 @@ class Pass(ABC):
     defaults: ClassVar[Settings] = {}
     """Settings and their defaults; users set them as `pass.key=value`."""
     takes: ClassVar[str] = ""
-    """The form of a convolution this pass starts from, where the pass alone can tell (`depthwise_sum`)."""
+    """A form of several nodes that this pass replaces as a whole (`depthwise_sum`); empty for a single node."""
+    gives: ClassVar[str] = ""
+    """A form of several nodes that this pass makes; a pass that takes it would undo this one."""
 
     pattern: ClassVar[PatternFunction]
     """The nodes it looks for: a static method like `def pattern(op, x, w, b): return op.Conv(x, w, maybe(b))`."""

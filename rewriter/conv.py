@@ -103,7 +103,7 @@ def mix(weight: Array, bias: Array | None, group: int, mixing: ChannelMix) -> Gr
     rows = members.reshape(-1)
     channels = m // o_per * i_per
     return Grouped(
-        weight=np.ascontiguousarray(taps[rows].astype(weight.dtype)),
+        weight=np.ascontiguousarray(_narrow(taps[rows], weight.dtype)),
         bias=_mixed_bias(bias, mixing, rows, weight.dtype),
         group=groups,
         inputs=None if np.array_equal(inputs, np.arange(channels)) else inputs,
@@ -143,8 +143,18 @@ def _mixed_bias(bias: Array | None, mixing: ChannelMix, rows: Ints, dtype: np.dt
     if bias is not None:
         terms = bias.astype(np.float64)[mixing.index]
         total = total + (terms if mixing.coef is None else terms * mixing.coef).sum(axis=1)
-    result: Array = total[rows].astype(dtype)
-    return result
+    return _narrow(total[rows], dtype)
+
+
+def _narrow(values: Array, dtype: np.dtype[np.generic]) -> Array:
+    """The values in the weights' own type.  Raises NotGrouped where finite ones become infinite in it."""
+    if values.dtype == dtype:
+        return values
+    with np.errstate(over="ignore"):
+        narrow: Array = values.astype(dtype)
+    if (np.isinf(narrow.astype(np.float64)) & np.isfinite(values)).any():
+        raise NotGrouped(f"its combined weights are too large for {dtype}")
+    return narrow
 
 
 def _bias_is_combined(bias: Array | None, mixing: ChannelMix) -> bool:

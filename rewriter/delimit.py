@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from rewriter.model import Model
 
 
-def closure(model: Model, nodes: Iterable[int], entering: str) -> frozenset[int]:
+def closure(model: Model, nodes: Iterable[int], needed: Collection[str]) -> frozenset[int]:
     """The nodes plus every node before them that only they read: shape arithmetic and constants.
 
-    `entering` is the region's data input, whose producer stays whatever it is.
+    `needed` are the tensors that the new nodes read (the region's data input among them): their producers stay.
     """
     region = set(nodes)
     todo = sorted(region, reverse=True)
     while todo:
         for name in model.nodes[todo.pop()].input:
-            maker = model.wiring.producer(name) if name and name != entering else None
+            maker = model.wiring.producer(name) if name and name not in needed else None
             if maker is None or maker in region or model.nodes[maker].op_type not in _SHAPE_ARITHMETIC:
                 continue
             outputs = [output for output in model.nodes[maker].output if output]
-            if any(model.wiring.escapes(output) for output in outputs):
+            if any(model.wiring.escapes(output) or output in needed for output in outputs):
                 continue
             if all(set(model.wiring.readers(output)) <= region for output in outputs):
                 region.add(maker)

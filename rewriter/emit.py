@@ -66,10 +66,13 @@ def _target(
 def shuffle(
     build: Builder, x: str, order: Ints, how: str, sizes: Sequence[int | None], output: str | None = None
 ) -> str:
-    """`y[:, k] = x[:, order[k]]` by Gather, or by Reshape-Transpose-Reshape where the order is a regular interleave."""
+    """`y[:, k] = x[:, order[k]]` by Gather, or by Reshape-Transpose-Reshape where the order is a regular interleave.
+
+    `sizes` are those of x that are known, None elsewhere; the latter needs all of x's channels.
+    """
     if how != "reshape":
         return build.gather(x, order, 1, "shuffle", output)
-    parts = interleave(order)
+    parts = interleave(order) if sizes[1] == len(order) else None
     require(parts is not None, "its channel order is no regular interleave, so no Reshape-Transpose-Reshape makes it")
     assert parts is not None
     space = [
@@ -96,13 +99,12 @@ def interleave(order: Ints) -> tuple[int, int] | None:
 
 def reissue_shape(build: Builder, node: onnx.NodeProto, layout: Layout, y: str) -> None:
     """Give a Shape node's output from the new conv output y `[N, M, *S]`, for a removed tensor of the given layout."""
-    dims: list[int | str] = []
     channels = iter(layout.channels)
-    for role in layout.axes:
-        if role == "c":
-            dims.append(next(channels))
-        else:
-            dims += build.sizes_of(y, [0 if role == "n" else int(role) + 2], "shape")
+    # Channel axes as numbers; the others as None for now, with the axis of y that has their size.
+    dims = [(next(channels), 0) if role == "c" else (None, 0 if role == "n" else int(role) + 2) for role in layout.axes]
     begin, end = attribute(node, "start"), attribute(node, "end")
     picked = dims[begin.i if begin else 0 : end.i if end else len(dims)]
-    build.shape(picked, "shape", output=node.output[0])
+    require(picked, f"Shape '{node.output[0]}' asks for none of the sizes of a tensor inside the region")
+    places = [place for size, place in picked if size is None]
+    sizes = iter(build.sizes_of(y, places, "shape") if places else [])
+    build.shape([next(sizes) if size is None else size for size, _ in picked], "shape", output=node.output[0])

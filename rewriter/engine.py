@@ -18,7 +18,7 @@ from rewriter.feeds import Inputs, representative
 from rewriter.graph import Graph
 from rewriter.model import Model
 from rewriter.options import RunOptions
-from rewriter.propose import Applied, Step, ask, merge, replay, sweep, unreachable_sites
+from rewriter.propose import Applied, Step, ask, combine, replay, sweep, unreachable_sites
 from rewriter.rule import Attempt, Declined, Settings
 from rewriter.session import open_session, run
 from rewriter.timing import MINIMUM_PAIRS, Contender, Timing, compare
@@ -146,7 +146,7 @@ def _search(
         attempts += [_clash(choice) for choice in clashing]
         if not kept:
             break
-        current = current.splice(merge([choice.applied.rewrite for choice in kept]))
+        current = current.splice(combine(current, [choice.applied.rewrite for choice in kept]))
         applied += [_measured(choice) for choice in kept]
     return current, applied, attempts
 

@@ -41,10 +41,13 @@ _ELEMENTWISE = frozenset(
 """Operators that treat every element alike, with parameters that are scalars."""
 
 
-def fold_into_producer(build: Builder, model: Model, x: str, order: Ints) -> tuple[str, frozenset[int]]:
+def fold_into_producer(
+    build: Builder, model: Model, x: str, order: Ints, region: frozenset[int]
+) -> tuple[str, frozenset[int]]:
     """A tensor equal to `x[:, order]`, made by permuting the rows of the Conv before; and the nodes it replaces.
 
-    Declines unless x comes from a dense Conv through elementwise nodes, and nobody else reads anything on the way.
+    Declines unless x comes from a dense Conv through elementwise nodes, and nobody but the `region`, which goes, reads
+    anything on the way.
     """
     between: list[onnx.NodeProto] = []
     gone: list[int] = []
@@ -53,7 +56,7 @@ def fold_into_producer(build: Builder, model: Model, x: str, order: Ints) -> tup
         escape = model.wiring.escapes(tensor)
         require(not escape, f"the shuffle cannot go into the convolution before: {escape}", tensor)
         require(
-            len(model.wiring.readers(tensor)) == 1,
+            set(model.wiring.readers(tensor)) <= region.union(gone),
             f"the shuffle cannot go into the convolution before: '{tensor}' has other readers",
             tensor,
         )
@@ -65,6 +68,7 @@ def fold_into_producer(build: Builder, model: Model, x: str, order: Ints) -> tup
         if node.op_type == "Conv":
             break
         passes = node.op_type in _ELEMENTWISE and node.domain in ("", "ai.onnx") and len(node.output) == 1
+        passes = passes and not (node.op_type == "Dropout" and len(node.input) > 2)  # it may be training
         require(passes, f"{node.op_type} at '{tensor}' stands between the shuffle and the convolution before", tensor)
         between.append(node)
         tensor = node.input[0]

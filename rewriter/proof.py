@@ -79,17 +79,17 @@ def prove(state: State, wide: Shape) -> tuple[Layout, ChannelMix]:
     terms = state.index.shape[-1]
     index = state.index.transpose(*order, len(order))
     sizes = [n, outputs, *space]
-    require(index.size == int(np.prod(sizes)) * terms, "batch or space change their size after it")
+    kept = all(role == "c" or size == wide[_rank(role)] for role, size in zip(layout.axes, state.shape, strict=True))
+    require(kept, "batch or space change their size after it")
     index = index.reshape(*sizes, terms)
     first = index[(slice(0, 1), slice(None), *[slice(0, 1)] * len(space))]
     stride = int(np.prod(space))
     channel = first // stride % m
-    steps = [
-        _along(sizes[axis], axis, index.ndim) * int(np.prod(wide[axis + 1 :]))
-        for axis in range(len(sizes))
-        if axis != 1
-    ]
-    expected = sum(steps, channel * stride).astype(np.int32)
+    expected = channel * np.int32(stride)
+    for axis in range(len(sizes)):
+        if axis != 1:
+            step = int(np.prod(wide[axis + 1 :]))
+            expected = expected + (_along(sizes[axis], axis, index.ndim) * step).astype(np.int32)
     if not np.array_equal(index, expected):
         _explain(index, wide)
     coef = _per_channel(state.coef, state.index.shape, (*order, len(order)), (*sizes, terms), len(space))

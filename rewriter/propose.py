@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import onnx
 
 from rewriter.base import Pass
+from rewriter.delimit import closure
 from rewriter.errors import BadInput
 from rewriter.graph import Graph
 from rewriter.model import Edit, Model
@@ -72,7 +73,7 @@ def sweep(model: Model, step: Step, given: Mapping[str, tuple[int, ...]]) -> tup
                 late.add(start)
             else:
                 chosen.append(answer)
-        model = model.splice(merge(chosen))
+        model = model.splice(combine(model, chosen))
         applied += [Applied(step, made) for made in chosen]
         if not late or not chosen:
             return model, applied, attempts
@@ -86,6 +87,16 @@ def overlap(one: Rewrite, other: Rewrite) -> bool:
 
 def _new_names(rewrite: Rewrite) -> set[str]:
     return {name for node in rewrite.added for name in node.output} | {tensor.name for tensor in rewrite.initializers}
+
+
+def combine(model: Model, rewrites: Sequence[Rewrite]) -> Edit:
+    """One edit for rewrites of one model that do not overlap, and for what they leave unread only together.
+
+    Two convolutions may share a Constant node or shape arithmetic: neither rewrite may remove it, both of them must.
+    """
+    edit = merge(rewrites)
+    needed = {name for nodes in edit.inserted.values() for node in nodes for name in node.input}
+    return replace(edit, removed=closure(model, edit.removed, needed))
 
 
 def merge(rewrites: Sequence[Rewrite]) -> Edit:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from rewriter.constants import attribute, constant, is_constant, why_not_constant
 from rewriter.model import Model
 from rewriter.rule import Declined, require
-from rewriter.shapes import Bound, Shape, reshape_target
+from rewriter.shapes import Bound, Shape, reshape_target, static_shape
 
 _LIMIT = 1 << 26  # elements of an index tensor: 256 MiB
 
@@ -115,9 +115,11 @@ def _transpose(_model: Model, _bound: Bound, node: onnx.NodeProto, _x: str, stat
     return _move(state, lambda array: array.transpose(*perm, len(perm)))
 
 
-def _reshape(_model: Model, bound: Bound, node: onnx.NodeProto, x: str, state: State) -> State:
+def _reshape(model: Model, bound: Bound, node: onnx.NodeProto, x: str, state: State) -> State:
     require(node.input[0] == x, f"'{x}' is the shape of a Reshape")
     target = bound.value(node.input[1])
+    if target is None:  # a Cast of a float constant is no shape arithmetic, but a constant
+        target = constant(model, node.input[1])
     require(target is not None, f"the shape of Reshape '{node.output[0]}' is not known before the model runs")
     assert target is not None
     entry = attribute(node, "allowzero")
@@ -142,10 +144,14 @@ def _axes(bound: Bound, node: onnx.NodeProto, rank: int) -> list[int] | None:
     return sorted(axis + rank if axis < 0 else axis for axis in raw)
 
 
-def _squeeze(_model: Model, bound: Bound, node: onnx.NodeProto, _x: str, state: State) -> State:
+def _squeeze(model: Model, bound: Bound, node: onnx.NodeProto, _x: str, state: State) -> State:
     axes = _axes(bound, node, len(state.shape))
     if axes is None:
+        fixed = all(static_shape(value.type) is not None for value in model.inputs)
+        require(fixed, f"Squeeze '{node.output[0]}' names no axes, so what it drops depends on the input's size")
         axes = [axis for axis, size in enumerate(state.shape) if size == 1]
+    fits = all(axis < len(state.shape) and state.shape[axis] == 1 for axis in axes)
+    require(fits, f"Squeeze '{node.output[0]}' cannot drop axes {axes} of {list(state.shape)}")
     return _move(state, lambda array: np.squeeze(array, tuple(axes)))
 
 
@@ -199,7 +205,10 @@ def _gather(_model: Model, bound: Bound, node: onnx.NodeProto, x: str, state: St
     require(picks is not None, f"the indices of Gather '{node.output[0]}' are computed at run time")
     assert picks is not None
     entry = attribute(node, "axis")
-    axis = entry.i if entry else 0
+    axis = (entry.i if entry else 0) % len(state.shape)
+    size = state.shape[axis]
+    fits = picks.size and -size <= picks.min() and picks.max() < size
+    require(fits, f"the indices of Gather '{node.output[0]}' do not fit its axis of size {size}")
     return _move(state, lambda array: np.take(array, picks.astype(np.int64), axis=axis))
 
 
@@ -243,8 +252,13 @@ def _operand(model: Model, node: onnx.NodeProto, x: str, state: State) -> tuple[
     value = constant(model, other)
     assert value is not None
     operand = value.astype(np.float64)
-    fits = np.broadcast_shapes(operand.shape, state.shape) == state.shape if operand.ndim <= len(state.shape) else False
-    require(fits, f"{node.op_type} '{node.output[0]}' widens its input")
+    sizes = zip(operand.shape[::-1], state.shape[::-1], strict=False)
+    fits = operand.ndim <= len(state.shape) and all(size in (1, given) for size, given in sizes)
+    require(
+        fits,
+        f"{node.op_type} '{node.output[0]}' widens its input: a constant of shape {list(operand.shape)} does not fit "
+        f"{list(state.shape)}",
+    )
     return operand, first
 
 
@@ -284,6 +298,8 @@ def _batch_norm(model: Model, _bound: Bound, node: onnx.NodeProto, x: str, state
     require(node.input[0] == x and len(node.output) == 1, f"BatchNormalization '{node.output[0]}' is in training mode")
     training = attribute(node, "training_mode")
     require(not (training and training.i), f"BatchNormalization '{node.output[0]}' is in training mode")
+    spatial = attribute(node, "spatial")  # opset < 9
+    require(spatial is None or spatial.i, f"BatchNormalization '{node.output[0]}' normalizes each position by itself")
     parts = []
     for name in node.input[1:5]:
         require(is_constant(model, name), f"BatchNormalization '{node.output[0]}': {why_not_constant(model, name)}")
