@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -24,6 +25,8 @@ _WARMUP_SECONDS = 0.05
 _MOST_SECONDS, _LEAST_SECONDS = 4.0, 0.4
 _BRIEF_SHARE = 0.3  # of a place's time, for a first look at all candidates
 _LOSING, _FAR_SLOWER = 0.97, 0.9  # speed-ups below which a first look is enough, with and without an interval
+_DOUBTFUL, _FINE = 1.02, 0.01  # speed-up in the noise that earns a third look, and the half-width asked of it
+_LIKELY = 1.05  # speed-up in the noise that is worth a trial in the whole model
 
 Progress = Callable[[str, int, int], None]
 
@@ -43,7 +46,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Choice:
-    """The fastest candidate of a place, and the measurement that says so."""
+    """The fastest candidate of a place and its measurement, which may be noise where it seems clearly faster."""
 
     applied: Applied
     timing: Timing
@@ -80,7 +83,9 @@ def choose(
         distinct.setdefault(place.key, place)
     captured = _capture(graph.model, list(distinct.values()), feeds, options)
     measured: dict[str, list[Timing] | str] = {}
-    for number, (key, place) in enumerate(distinct.items()):
+    counts = Counter(place.key for place in found)
+    most_first = sorted(distinct.items(), key=lambda entry: -counts[entry[0]])
+    for number, (key, place) in enumerate(most_first):
         progress("measuring candidates", number, len(distinct))
         left = deadline - time.perf_counter()
         if left < _LEAST_SECONDS:
@@ -120,9 +125,9 @@ def _decide(place: Place, timings: Sequence[Timing], measured_at: str) -> tuple[
     attempts = []
     winner: Choice | None = None
     for option, timing in ranked:
-        if winner is None and timing.verdict == "FASTER":
+        if winner is None and (timing.verdict == "FASTER" or timing.speedup > _LIKELY):
             winner = Choice(option, timing, measured_at)
-        elif timing.verdict == "FASTER" and winner is not None:
+        elif timing.speedup > 1 and winner is not None:
             better = f"{winner.applied.step.rule.name} ({winner.applied.rewrite.summary})"
             reason = f"{describe(timing)}, but {better} was faster: {describe(winner.timing)}."
             attempts.append(_attempt(option, "not_worth_it", reason, timing))
@@ -170,7 +175,10 @@ def _capture(model: Model, found: Sequence[Place], feeds: Feeds, options: RunOpt
 
 
 def _measure(model: Model, place: Place, captured: Feeds, options: RunOptions, seconds: float) -> list[Timing]:
-    """Time every candidate briefly, then those that are not clearly losing with the time that is left."""
+    """Time every candidate briefly, then those that are not clearly losing with the time that is left.
+
+    Where none is faster beyond the noise but one seems to be, that one gets a third look, on fresh data and finer.
+    """
     inside = {name for index in place.nodes for name in model.nodes[index].output if name}
     types = {value.name: value.type for value in place.part.graph.input}
     contenders = []
@@ -183,27 +191,33 @@ def _measure(model: Model, place: Place, captured: Feeds, options: RunOptions, s
     feeds: dict[str, np.ndarray] = {name: captured[name] for name in place.entering}
     original = Contender("original", place.part, model.folder)
 
-    def timed(some: Sequence[Contender], budget: float) -> list[Timing]:
-        return compare(
+    found: list[Timing] = []
+
+    def look(numbers: Sequence[int], budget: float, half_width: float = 0.03) -> None:
+        timings = compare(
             original,
-            some,
+            [contenders[number] for number in numbers],
             feeds,
             options.runtime,
             budget_seconds=budget,
             block_seconds=_BLOCK_SECONDS,
             warmup_seconds=_WARMUP_SECONDS,
+            half_width=half_width,
             seed=options.seed,
         )
+        found[:] = found or timings
+        for number, timing in zip(numbers, timings, strict=True):
+            found[number] = timing
 
-    if len(contenders) == 1:
-        return timed(contenders, seconds)
-    brief = timed(contenders, seconds * _BRIEF_SHARE)
-    alive = [number for number, timing in enumerate(brief) if not _is_losing(timing)]
-    if alive:
-        longer = timed([contenders[number] for number in alive], seconds * (1 - _BRIEF_SHARE))
-        for number, timing in zip(alive, longer, strict=True):
-            brief[number] = timing
-    return brief
+    several = len(contenders) > 1
+    look(range(len(contenders)), seconds * _BRIEF_SHARE if several else seconds)
+    alive = [number for number, timing in enumerate(found) if not _is_losing(timing)]
+    if several and alive:
+        look(alive, seconds * (1 - _BRIEF_SHARE))
+    best = max(range(len(found)), key=lambda number: found[number].speedup)
+    if found[best].speedup > _DOUBTFUL and all(timing.verdict != "FASTER" for timing in found):
+        look([best], seconds, half_width=_FINE)
+    return found
 
 
 def _is_losing(timing: Timing) -> bool:

@@ -7,32 +7,25 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from rewriter import choose as choosing
 from rewriter import equivalence
 from rewriter.base import Pass
-from rewriter.choose import Choice, compatible, places
 from rewriter.equivalence import Audit, AuditOptions
 from rewriter.equivalence.records import Verdict
 from rewriter.errors import BadInput
 from rewriter.feeds import Inputs, representative
-from rewriter.graph import Graph
 from rewriter.model import Model
 from rewriter.options import RunOptions
-from rewriter.propose import Applied, Step, ask, combine, replay, sweep, unreachable_sites
-from rewriter.rule import Attempt, Declined, Settings
+from rewriter.propose import Applied, Step, replay, sweep, unreachable_sites
+from rewriter.rule import Attempt, Settings
+from rewriter.search import search
 from rewriter.session import open_session, run
 from rewriter.timing import MINIMUM_PAIRS, Contender, Timing, compare
 
 Progress = Callable[[str, int, int], None]
 
-_ROUNDS = 3
-"""A convolution can be recognised, then regrouped; no more turns are needed than that and one to see it is done."""
 _MEASURE_SHARE = 0.4
-"""Part of the budget that goes into measuring candidates; audits and the timing of the whole model get the rest."""
-_FIRST_ROUND = 0.65
-"""Part of the measuring time for the first round, so that what it makes possible can be measured as well."""
-_AUDITS = 3
-"""Audits before giving up on a set of rewrites from which failing ones are dropped."""
+"""Part of the budget that goes into measuring candidates; the timing of the whole model and the audit get the rest."""
+_TIMING_SHARE = 0.25
 _MOST_TIMING = 20.0  # seconds for the whole model's timing, unless fewer pairs than an interval needs fit into it
 _BLOCK_SECONDS = 0.1  # of one timed block of the whole model
 
@@ -85,168 +78,72 @@ def optimize(
     budget: float = 60.0,
     progress: Progress = quiet,
 ) -> Outcome:
-    """Keep the rewrites measured faster in context, audit them, and keep the whole only if it is faster too."""
+    """Keep the rewrites measured faster in context if the whole model is faster with them, and audited equivalent."""
     begin = time.perf_counter()
     inputs = representative(model, options)
-    current, applied, attempts = _search(
-        model, rules, settings, options, inputs, begin + _MEASURE_SHARE * budget, progress
-    )
+    current, applied, attempts = search(model, rules, settings, options, inputs, _MEASURE_SHARE * budget, progress)
     attempts += unreachable_sites(model)
     if not applied:
-        reason = "No rewrite was measured faster."
-        return replace(_unchanged(model, attempts, reason), inputs=inputs)
-    current, kept, audit, dropped = _audited(model, current, applied, options, progress)
-    attempts = dropped + attempts
-    if not kept or audit.verdict != "equivalent":
-        # Nothing that was kept could be shown equivalent.  The original itself is; say why the rewrites are not in it.
-        reason = f"No rewrite passed the audit: {audit.reason}"
-        return replace(_unchanged(model, attempts, reason), inputs=inputs)
-    left = budget - (time.perf_counter() - begin)
-    timing = _time(model, current, inputs, options, min(_MOST_TIMING, left), progress)
-    if timing.verdict != "FASTER":
-        attempts = _demoted(kept, timing) + attempts
-        reason = f"The whole was not measured faster: {timing.reason}"
-        return replace(_unchanged(model, attempts, reason), inputs=inputs, timing=timing)
-    attempts = _accepted(kept, audit) + attempts
-    return Outcome(current, True, audit.verdict, audit.grade, audit.reason, tuple(attempts), audit, timing, inputs)
+        return replace(_unchanged(model, attempts, "No rewrite was measured faster."), inputs=inputs)
+    seconds = min(_MOST_TIMING, _TIMING_SHARE * budget)
+    current, kept, timing, left_out = _fastest(model, current, applied, inputs, options, seconds, progress)
+    attempts = left_out + attempts
+    while timing.verdict == "FASTER":
+        audit = _audit(model, current, kept, options, progress)
+        if audit.verdict == "equivalent":
+            attempts = _accepted(kept, audit) + attempts
+            return Outcome(
+                current, True, audit.verdict, audit.grade, audit.reason, tuple(attempts), audit, timing, inputs
+            )
+        bad = _culprits(kept, audit) or kept
+        attempts = [_failed(done, audit) for done in bad] + attempts
+        current, kept = _without(model, kept, bad, options)
+        if not kept:
+            # The original itself is equivalent to the original; say why the rewrites are not in it.
+            reason = f"No rewrite passed the audit: {audit.reason}"
+            return replace(_unchanged(model, attempts, reason), inputs=inputs)
+        timing = _time(model, [current], inputs, options, budget - (time.perf_counter() - begin), progress)[0]
+    attempts = _demoted(kept, timing) + attempts
+    reason = f"The whole was not measured faster: {timing.reason}"
+    return replace(_unchanged(model, attempts, reason), inputs=inputs, timing=timing)
 
 
-def _search(
+def _fastest(
     model: Model,
-    rules: Mapping[str, Pass],
-    settings: Mapping[str, Settings],
-    options: RunOptions,
+    everything: Model,
+    applied: Sequence[Applied],
     inputs: Inputs,
+    options: RunOptions,
     seconds: float,
     progress: Progress,
-) -> tuple[Model, list[Applied], list[Attempt]]:
-    """Rounds of proposing and measuring until nothing more is faster or `seconds` are spent."""
-    begin = time.perf_counter()
-    current = model
-    applied: list[Applied] = []
-    attempts: list[Attempt] = []
-    measured: set[str] = set()
-    for turn in range(_ROUNDS):
-        graph = Graph(current, options.input_shapes)
-        candidates, declined = _candidates(graph, rules, settings)
-        if turn:  # what an earlier round declined, or measured and did not keep, would only come out the same
-            new = _fresh(applied, current) - measured
-            candidates = {start: _onward(variants, applied) for start, variants in candidates.items() if start in new}
-            candidates = {start: variants for start, variants in candidates.items() if variants}
-            declined = []
-        attempts += declined
-        measured |= candidates.keys()
-        deadline = begin + seconds * (1.0 if turn else _FIRST_ROUND)
-        if not candidates or time.perf_counter() > deadline:
-            break
-        found = places(graph, candidates, inputs.feeds)
-        choices, others = choosing.choose(graph, found, inputs.feeds, options, deadline, progress)
-        attempts += others
-        kept, clashing = compatible(choices)
-        attempts += [_clash(choice) for choice in clashing]
-        if not kept:
-            break
-        current = current.splice(combine(current, [choice.applied.rewrite for choice in kept]))
-        applied += [_measured(choice) for choice in kept]
-    return current, applied, attempts
+) -> tuple[Model, list[Applied], Timing, list[Attempt]]:
+    """The faster of two sets, timed as whole models in one run: all rewrites, or only those sure by themselves."""
+    doubtful = [done for done in applied if not done.sure]
+    sure_model, sure = _without(model, applied, doubtful, options) if doubtful else (everything, list(applied))
+    rivals = [everything, sure_model] if doubtful and sure else [everything]
+    timings = _time(model, rivals, inputs, options, seconds, progress)
+    if len(timings) == 2 and timings[1].speedup > timings[0].speedup:
+        return sure_model, sure, timings[1], [_left_out(done) for done in doubtful]
+    return everything, list(applied), timings[0], []
 
 
-def _fresh(applied: Sequence[Applied], model: Model) -> set[str]:
-    """Outputs of the Convs that rewrites put in."""
-    added = {name for done in applied for node in done.rewrite.added if node.op_type == "Conv" for name in node.output}
-    return added & {name for node in model.nodes for name in node.output}
+def _left_out(done: Applied) -> Attempt:
+    reason = f"{done.why}, and the whole model was faster without it."
+    return Attempt(done.step.rule.name, done.rewrite.site, "not_worth_it", reason, summary=done.rewrite.summary)
 
 
-def _onward(variants: Sequence[Applied], applied: Sequence[Applied]) -> list[Applied]:
-    """Without those that would undo a rewrite just made."""
-    taken = {done.step.rule.takes for done in applied} - {""}
-    return [variant for variant in variants if variant.step.rule.gives not in taken]
-
-
-def _candidates(
-    graph: Graph, rules: Mapping[str, Pass], settings: Mapping[str, Settings]
-) -> tuple[dict[str, list[Applied]], list[Attempt]]:
-    """Every candidate rewrite by the output of the convolution it starts at, and the sites that were declined."""
-    found: dict[str, list[Applied]] = {}
-    declined: list[Attempt] = []
-    for rule in rules.values():
-        fixed = settings.get(rule.name, {})
-        for node in rule.sites(graph):
-            start = graph.model.nodes[node].output[0]
-            try:
-                variants = ({},) if fixed else rule.candidates(graph, node)
-            except Declined:
-                variants = ({},)
-            answers = [(variant, ask(graph, rule, node, {**fixed, **variant})) for variant in variants or ({},)]
-            made = [
-                Applied(Step(rule, {**fixed, **variant}), answer)
-                for variant, answer in answers
-                if not isinstance(answer, Attempt)
-            ]
-            declined += [answer for _, answer in answers if isinstance(answer, Attempt)]
-            if made:
-                found.setdefault(start, []).extend(made)
-    return _whole_forms(found, declined), declined
-
-
-def _whole_forms(found: Mapping[str, list[Applied]], declined: list[Attempt]) -> dict[str, list[Applied]]:
-    """Where a pass replaces a form of several nodes as a whole, passes for one node of it wait for the result."""
-    kept: dict[str, list[Applied]] = {}
-    for start, options in found.items():
-        whole = [option for option in options if option.step.rule.takes]
-        kept[start] = whole or options
-        if whole:
-            first = whole[0].step.rule
-            reason = f"It is one part of a {first.takes} form, which {first.name} replaces as a whole."
-            parts = [option for option in options if not option.step.rule.takes]
-            declined += [Attempt(part.step.rule.name, start, "not_worth_it", reason, matched=1) for part in parts]
-    return kept
-
-
-def _measured(choice: Choice) -> Applied:
-    return replace(choice.applied, why=f"{choosing.describe(choice.timing)}, measured at '{choice.measured_at}'")
-
-
-def _clash(choice: Choice) -> Attempt:
-    made = choice.applied.rewrite
-    reason = "Its region overlaps that of a rewrite that gains more."
-    return Attempt(choice.applied.step.rule.name, made.site, "not_worth_it", reason, summary=made.summary)
-
-
-def _audited(
-    model: Model, current: Model, applied: list[Applied], options: RunOptions, progress: Progress
-) -> tuple[Model, list[Applied], Audit, list[Attempt]]:
-    """The rewrites that pass the audit together, those that fail dropped and named."""
-    dropped: list[Attempt] = []
-    audit = _audit(model, current, applied, options, progress)
-    for _ in range(_AUDITS - 1):
-        culprits = _culprits(applied, audit)
-        if audit.verdict == "equivalent" or not culprits:
-            break
-        dropped += [_failed(done, audit) for done in culprits]
-        sites = {done.rewrite.site for done in culprits}
-        applied = [done for done in applied if done.rewrite.site not in sites]
-        if not applied:
-            break
-        current, applied = _reassemble(model, applied, options)
-        audit = _audit(model, current, applied, options, progress)
-    else:
-        if audit.verdict != "equivalent":
-            dropped += [_failed(done, audit) for done in applied]
-            applied = []
-    if audit.verdict != "equivalent" and not _culprits(applied, audit):
-        dropped += [_failed(done, audit) for done in applied]
-        applied = []
-    return current, applied, audit, dropped
-
-
-def _reassemble(model: Model, applied: Sequence[Applied], options: RunOptions) -> tuple[Model, list[Applied]]:
-    """The same rewrites made again on the original, in order; those that depended on one left out fall away."""
+def _without(
+    model: Model, applied: Sequence[Applied], bad: Sequence[Applied], options: RunOptions
+) -> tuple[Model, list[Applied]]:
+    """The other rewrites made again on the original, in order; those that depended on a bad one fall away."""
     again: list[Applied] = []
+    sites = {(done.step.rule.name, done.rewrite.site) for done in bad}
     for done in applied:
+        if (done.step.rule.name, done.rewrite.site) in sites:
+            continue
         step = Step(done.step.rule, done.step.settings, frozenset([done.rewrite.site]))
         model, made, _ = sweep(model, step, options.input_shapes)
-        again += [replace(entry, why=done.why) for entry in made]
+        again += [replace(entry, why=done.why, sure=done.sure) for entry in made]
     return model, again
 
 
@@ -332,31 +229,36 @@ def _unchanged(model: Model, attempts: Sequence[Attempt], reason: str) -> Outcom
 
 
 def _time(
-    before: Model, after: Model, inputs: Inputs, options: RunOptions, seconds: float, progress: Progress
-) -> Timing:
-    """Both models in one interleaved run, for at least as long as the pairs for an interval take."""
+    before: Model,
+    afters: Sequence[Model],
+    inputs: Inputs,
+    options: RunOptions,
+    seconds: float,
+    progress: Progress,
+) -> list[Timing]:
+    """All models in one interleaved run, for at least as long as the pairs for an interval take."""
     original = Contender("original", before.to_bytes(), before.folder)
     return compare(
         original,
-        [Contender("rewritten", after.to_bytes(), after.folder)],
+        [Contender("rewritten", after.to_bytes(), after.folder) for after in afters],
         inputs.feeds,
         options.runtime,
-        budget_seconds=max(seconds, _least_seconds(original, inputs, options)),
+        budget_seconds=max(seconds, _least_seconds(original, 2 + len(afters), inputs, options)),
         block_seconds=_BLOCK_SECONDS,
         seed=options.seed,
         progress=lambda fraction: progress("timing the whole model", round(100 * fraction), 100),
-    )[0]
+    )
 
 
-def _least_seconds(original: Contender, inputs: Inputs, options: RunOptions) -> float:
-    """About how long the least number of pairs takes: each times two blocks of original, control and candidate."""
+def _least_seconds(original: Contender, sessions: int, inputs: Inputs, options: RunOptions) -> float:
+    """About how long the least number of pairs takes: each times two blocks of every session."""
     begin = time.perf_counter()
     session = open_session(original.model, options.runtime, external_folder=original.external_folder)
     run(session, inputs.feeds)
     loaded = time.perf_counter()
     run(session, inputs.feeds)
     block = max(_BLOCK_SECONDS, time.perf_counter() - loaded)
-    return 1.3 * (3 * (loaded - begin) + (MINIMUM_PAIRS + 1) * 6 * block)
+    return 1.3 * sessions * ((loaded - begin) + (MINIMUM_PAIRS + 1) * 2 * block)
 
 
 def check_pass_choice(known: Mapping[str, Pass], only: Sequence[str], skip: Sequence[str]) -> dict[str, Pass]:

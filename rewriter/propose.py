@@ -33,6 +33,8 @@ class Applied:
     rewrite: Rewrite
     why: str = ""
     """The measurement that chose it; empty where it was asked for."""
+    sure: bool = True
+    """False where the measurement in context did not clear the noise, so that only the whole model can decide."""
 
 
 def ask(graph: Graph, rule: Pass, node: int, settings: Settings) -> Rewrite | Attempt:

@@ -25,6 +25,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"__init__"}),  # what `import rewriter` offers
     frozenset({"api"}),  # the functions behind it
     frozenset({"engine"}),  # the one loop
+    frozenset({"search"}),  # rounds of candidates
     frozenset({"choose", "survey", "doctor"}),  # which candidates are kept, what each pass would do, what is installed
     frozenset({"report"}),  # what was found out, for people and programs
     frozenset({"propose", "equivalence", "timing"}),

@@ -1,0 +1,124 @@
+"""Search: rounds of proposing candidates everywhere and measuring them in context, until nothing more is faster."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from rewriter.base import Pass
+from rewriter.choose import Choice, Progress, choose, compatible, describe, places
+from rewriter.feeds import Inputs
+from rewriter.graph import Graph
+from rewriter.model import Model
+from rewriter.options import RunOptions
+from rewriter.propose import Applied, Step, ask, combine
+from rewriter.rule import Attempt, Declined, Settings
+
+_ROUNDS = 3
+"""A convolution can be recognised, then regrouped; no more turns are needed than that and one to see it is done."""
+_FIRST_ROUND = 0.65
+"""Part of the measuring time for the first round, so that what it makes possible can be measured as well."""
+
+
+def search(
+    model: Model,
+    rules: Mapping[str, Pass],
+    settings: Mapping[str, Settings],
+    options: RunOptions,
+    inputs: Inputs,
+    seconds: float,
+    progress: Progress,
+) -> tuple[Model, list[Applied], list[Attempt]]:
+    """Rounds of proposing and measuring until nothing more is faster or `seconds` are spent."""
+    begin = time.perf_counter()
+    current = model
+    applied: list[Applied] = []
+    attempts: list[Attempt] = []
+    measured: set[str] = set()
+    for turn in range(_ROUNDS):
+        graph = Graph(current, options.input_shapes)
+        candidates, declined = _candidates(graph, rules, settings)
+        if turn:  # what an earlier round declined, or measured and did not keep, would only come out the same
+            new = _fresh(applied, current) - measured
+            candidates = {start: _onward(variants, applied) for start, variants in candidates.items() if start in new}
+            candidates = {start: variants for start, variants in candidates.items() if variants}
+            declined = []
+        attempts += declined
+        measured |= candidates.keys()
+        deadline = begin + seconds * (1.0 if turn else _FIRST_ROUND)
+        if not candidates or time.perf_counter() > deadline:
+            break
+        found = places(graph, candidates, inputs.feeds)
+        choices, others = choose(graph, found, inputs.feeds, options, deadline, progress)
+        attempts += others
+        kept, clashing = compatible(choices)
+        attempts += [_clash(choice) for choice in clashing]
+        if not kept:
+            break
+        current = current.splice(combine(current, [choice.applied.rewrite for choice in kept]))
+        applied += [_measured(choice) for choice in kept]
+    return current, applied, attempts
+
+
+def _fresh(applied: Sequence[Applied], model: Model) -> set[str]:
+    """Outputs of the Convs that rewrites put in."""
+    added = {name for done in applied for node in done.rewrite.added if node.op_type == "Conv" for name in node.output}
+    return added & {name for node in model.nodes for name in node.output}
+
+
+def _onward(variants: Sequence[Applied], applied: Sequence[Applied]) -> list[Applied]:
+    """Without those that would undo a rewrite just made."""
+    taken = {done.step.rule.takes for done in applied} - {""}
+    return [variant for variant in variants if variant.step.rule.gives not in taken]
+
+
+def _candidates(
+    graph: Graph, rules: Mapping[str, Pass], settings: Mapping[str, Settings]
+) -> tuple[dict[str, list[Applied]], list[Attempt]]:
+    """Every candidate rewrite by the output of the convolution it starts at, and the sites that were declined."""
+    found: dict[str, list[Applied]] = {}
+    declined: list[Attempt] = []
+    for rule in rules.values():
+        fixed = settings.get(rule.name, {})
+        for node in rule.sites(graph):
+            start = graph.model.nodes[node].output[0]
+            try:
+                variants = ({},) if fixed else rule.candidates(graph, node)
+            except Declined:
+                variants = ({},)
+            answers = [(variant, ask(graph, rule, node, {**fixed, **variant})) for variant in variants or ({},)]
+            made = [
+                Applied(Step(rule, {**fixed, **variant}), answer)
+                for variant, answer in answers
+                if not isinstance(answer, Attempt)
+            ]
+            declined += [answer for _, answer in answers if isinstance(answer, Attempt)]
+            if made:
+                found.setdefault(start, []).extend(made)
+    return _whole_forms(found, declined), declined
+
+
+def _whole_forms(found: Mapping[str, list[Applied]], declined: list[Attempt]) -> dict[str, list[Applied]]:
+    """Where a pass replaces a form of several nodes as a whole, passes for one node of it wait for the result."""
+    kept: dict[str, list[Applied]] = {}
+    for start, options in found.items():
+        whole = [option for option in options if option.step.rule.takes]
+        kept[start] = whole or options
+        if whole:
+            first = whole[0].step.rule
+            reason = f"It is one part of a {first.takes} form, which {first.name} replaces as a whole."
+            parts = [option for option in options if not option.step.rule.takes]
+            declined += [Attempt(part.step.rule.name, start, "not_worth_it", reason, matched=1) for part in parts]
+    return kept
+
+
+def _measured(choice: Choice) -> Applied:
+    why = f"{describe(choice.timing)}, measured at '{choice.measured_at}'"
+    return replace(choice.applied, why=why, sure=choice.timing.verdict == "FASTER")
+
+
+def _clash(choice: Choice) -> Attempt:
+    made = choice.applied.rewrite
+    reason = "Its region overlaps that of a rewrite that gains more."
+    return Attempt(choice.applied.step.rule.name, made.site, "not_worth_it", reason, summary=made.summary)

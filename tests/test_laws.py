@@ -1,0 +1,227 @@
+"""Laws that hold for every pass and every model: a pass comes through the funnel or says why it does not apply."""
+
+from __future__ import annotations
+
+import inspect
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from typing import get_args
+
+import pytest
+from onnx import ModelProto
+
+from funnel import Sizes, check, check_leftovers, declines
+from models.grouped import GroupedConv, grouped_conv_model
+from models.grouped_spec import Form, Weights
+from models.resnext import ResNeXt, ResNeXtForm, resnext_model
+from models.sample import draw_spec
+from rewriter import Pass, Safety
+from rewriter.graph import Graph
+from rewriter.model import Model
+from rewriter.propose import Step, ask, merge, parse_settings, sweep
+from rewriter.registry import all_passes
+from rewriter.rule import Attempt, Declined, Settings
+
+# What each pass is tried with besides its defaults; the block keeps the tests the same on every machine.
+SETTINGS: dict[str, tuple[Settings, ...]] = {
+    "depthwise-sum-to-grouped": ({}, {"shuffle": "gather"}, {"shuffle": "reshape"}, {"shuffle": "producer"}),
+    "grouped-to-depthwise-sum": ({},),
+    "regroup": ({"block": 8}, {"block": 16}, {"groups": 1}, {"groups": 2}),
+}
+RANK = [Safety.EXACT, Safety.FINITE, Safety.ROUNDING, Safety.APPROXIMATE]
+
+
+@dataclass(frozen=True)
+class Small:
+    """A small model, and the shapes to run it at."""
+
+    name: str
+    bytes: bytes
+    sizes: tuple[Sizes, ...]
+    integers: bool = True
+    """Whether its values stay exact on integers."""
+
+
+def shapes(spec: GroupedConv) -> tuple[Sizes, ...]:
+    batches = (spec.batch,) if spec.shapes == "static" else (1, 3)
+    middle = [(n, spec.channels_in, *spec.spatial) for n in batches]
+    return tuple({"x": (n, *rest, c) if spec.layout == "nhwc" else (n, c, *rest)} for n, c, *rest in middle)
+
+
+@cache
+def small_models() -> dict[str, Small]:
+    return {small.name: small for small in _small_models()}
+
+
+def _small_models() -> Iterator[Small]:
+    for form in get_args(ResNeXtForm):
+        spec = ResNeXt(form, batch=None, image=16, blocks=(1, 1), width=8, groups=4, classes=10)
+        name = f"resnext {form}"
+        model = resnext_model(spec).SerializeToString(deterministic=True)
+        yield Small(name, model, ({"input": (1, 3, 16, 16)}, {"input": (3, 3, 16, 16)}), integers=False)
+    for form in get_args(Form):
+        for seed in range(8):
+            drawn = draw_spec(random.Random(seed), form)
+            model = grouped_conv_model(drawn).SerializeToString(deterministic=True)
+            yield Small(f"{form} {seed}", model, shapes(drawn))
+
+
+NAMES = [f"resnext {form}" for form in get_args(ResNeXtForm)]
+NAMES += [f"{form} {seed}" for form in get_args(Form) for seed in range(8)]
+CASES = [(name, settings) for name, variants in SETTINGS.items() for settings in variants]
+
+
+def test_every_pass_and_every_model_is_tried() -> None:
+    assert SETTINGS.keys() == all_passes().keys()
+    assert list(small_models()) == NAMES
+
+
+@pytest.mark.parametrize(("rule", "settings"), CASES, ids=str)
+@pytest.mark.parametrize("name", NAMES)
+def test_a_pass_comes_through_the_funnel_or_says_why_not(name: str, rule: str, settings: Settings) -> None:
+    small = small_models()[name]
+    _, applied, _ = sweep(Model.load(small.bytes), Step(all_passes()[rule], settings), {})
+    if not applied:
+        declines(small.bytes, rule, "", settings)
+        return
+    passed = check(small.bytes, rule, settings, sizes=small.sizes, integers=small.integers)
+    weakest = RANK.index(all_passes()[rule].safety)
+    assert all(RANK.index(made.safety) <= weakest for made in passed.rewrites), "weaker than the pass declares"
+    assert all(made.pass_name == rule for made in passed.rewrites)
+    assert all(" -> " in made.summary for made in passed.rewrites)
+
+
+@pytest.mark.parametrize(("rule", "settings"), CASES, ids=str)
+@pytest.mark.parametrize("weights", ["constant", "identity", "cast"])
+def test_one_rewrite_alone_leaves_nothing_behind(weights: Weights, rule: str, settings: Settings) -> None:
+    """`sweep` clears up what several rewrites leave together; each clears up after itself."""
+    form: Form = "depthwise_sum" if rule == "depthwise-sum-to-grouped" else "grouped"
+    spec = GroupedConv(form, groups=8, out_per_group=2, weights=weights, order="interleaved", shapes="dynamic")
+    proto = before_it(grouped_conv_model(spec), weights)
+    model = Model.load(proto)
+    (node,) = [node for node in all_passes()[rule].sites(Graph(model)) if model.nodes[node].input[1] == "weight"]
+    answer = ask(Graph(model), all_passes()[rule], node, settings)
+    assert not isinstance(answer, Attempt), answer.reason
+    check_leftovers(proto, model.splice(merge([answer])).to_proto())
+
+
+def before_it(model: ModelProto, weights: Weights) -> ModelProto:
+    """The model with a dense convolution before, its weight of the same kind, where a shuffle can go."""
+    first = grouped_conv_model(GroupedConv(groups=1, in_per_group=16, out_per_group=16, kernel=(1, 1), weights=weights))
+    for node in first.graph.node:
+        node.name = f"first.{node.name}"
+        node.input[:] = [name if name == "x" else f"first.{name}" for name in node.input]
+        node.output[:] = ["first.y" if name == "y" else f"first.{name}" for name in node.output]
+    for tensor in first.graph.initializer:
+        tensor.name = f"first.{tensor.name}"
+    for node in model.graph.node:
+        node.input[:] = ["first.y" if name == "x" else name for name in node.input]
+    both = ModelProto()
+    both.CopyFrom(model)
+    del both.graph.node[:]
+    both.graph.node.extend([*first.graph.node, *model.graph.node])
+    both.graph.initializer.extend(first.graph.initializer)
+    return both
+
+
+def test_every_pass_applies_somewhere_and_declines_somewhere() -> None:
+    for name, variants in SETTINGS.items():
+        results = [
+            bool(sweep(Model.load(small.bytes), Step(all_passes()[name], settings), {})[1])
+            for small in small_models().values()
+            for settings in variants
+        ]
+        assert True in results, name
+        assert False in results, name
+
+
+@pytest.mark.parametrize("rule", SETTINGS)
+@pytest.mark.parametrize("name", NAMES)
+def test_every_candidate_is_a_proposal_or_a_reason(name: str, rule: str) -> None:
+    graph = Graph(Model.load(small_models()[name].bytes))
+    made = all_passes()[rule]
+    for node in made.sites(graph):
+        try:
+            candidates = made.candidates(graph, node)
+        except Declined:
+            continue
+        assert len(candidates) == len({str(settings) for settings in candidates})
+        for settings in candidates:
+            answer = ask(graph, made, node, settings)
+            assert answer.site
+            assert not isinstance(answer, Attempt) or answer.reason.endswith(".")
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("resnext")])
+def test_passes_one_after_another_keep_what_each_keeps(name: str) -> None:
+    """Each in turn on the result of the ones before: the funnel holds at every step, and so does there and back."""
+    small = small_models()[name]
+    model = small.bytes
+    seen = []
+    for rule, settings in [
+        ("depthwise-sum-to-grouped", {}),
+        ("grouped-to-depthwise-sum", {}),
+        ("depthwise-sum-to-grouped", {}),
+        ("regroup", {"groups": 2}),
+        ("grouped-to-depthwise-sum", {}),
+    ]:
+        assert isinstance(settings, dict)
+        _, applied, _ = sweep(Model.load(model), Step(all_passes()[rule], settings), {})
+        if applied:
+            passed = check(model, rule, settings, sizes=small.sizes, integers=False)
+            model = passed.after.SerializeToString(deterministic=True)
+            seen.append((rule, len(applied)))
+    if name == "resnext split_concat":
+        assert seen == []
+        return
+    there_and_back = [("grouped-to-depthwise-sum", 2), ("depthwise-sum-to-grouped", 2)]
+    last = [("regroup", 2), ("grouped-to-depthwise-sum", 2)]
+    first = [("depthwise-sum-to-grouped", 2)] if name == "resnext depthwise_sum" else []
+    assert seen == first + there_and_back + last
+
+
+def test_grouped_and_depthwise_sum_become_each_other() -> None:
+    """The two forms of one network are rewritten into each other, weights and biases to the last bit."""
+    forms = {form: small_models()[f"resnext {form}"] for form in ("grouped", "depthwise_sum")}
+    back = check(forms["depthwise_sum"].bytes, "depthwise-sum-to-grouped", sizes=forms["grouped"].sizes, integers=False)
+    there = check(forms["grouped"].bytes, "grouped-to-depthwise-sum", sizes=forms["grouped"].sizes, integers=False)
+    assert back.safeties == there.safeties == {Safety.EXACT}
+    original = Model.load(forms["grouped"].bytes).to_proto()
+    assert [(node.op_type, node.attribute) for node in back.after.graph.node] == [
+        (node.op_type, node.attribute) for node in original.graph.node
+    ]
+    weights = [{t.raw_data for t in proto.graph.initializer} for proto in (back.after, original)]
+    assert weights[0] == weights[1]
+
+
+@pytest.mark.parametrize("rule", all_passes().values(), ids=lambda rule: rule.name)
+def test_a_pass_documents_itself(rule: Pass) -> None:
+    module = inspect.getmodule(type(rule))
+    assert module is not None
+    text = module.__doc__ or ""
+    assert text.startswith(f"{rule.name}: ")
+    for part in ("y", "Conditions:", "Safety:", "Source:"):
+        assert part in text, f"{rule.name} does not say its {part}"
+    assert rule.safety.name in text
+    for key in rule.defaults:
+        assert f"`{key}`" in text, f"{rule.name} does not document its setting {key}"
+    assert module.__name__.rpartition(".")[2] == rule.name.replace("-", "_")
+    assert vars(rule) == {}, "passes keep no state"
+
+
+def test_settings_are_those_a_pass_has() -> None:
+    known = all_passes()
+    chosen = parse_settings(known, ["regroup.factor=2", "depthwise-sum-to-grouped.shuffle=gather"])
+    assert chosen == {"regroup": {"factor": 2}, "depthwise-sum-to-grouped": {"shuffle": "gather"}}
+    for wrong, says in [
+        ("regroup.width=2", "has no setting 'width'; it has: factor, groups, block"),
+        ("regroup.factor=two", "'two' is no int"),
+        ("unknown.factor=2", "there is no pass 'unknown'"),
+        ("factor=2", "not of the form pass.key=value"),
+        ("regroup.factor", "not of the form pass.key=value"),
+        ("grouped-to-depthwise-sum.factor=2", "it has: none"),
+    ]:
+        with pytest.raises(Exception, match=says):
+            parse_settings(known, [wrong])
