@@ -41,6 +41,7 @@ from rewriter import (
     Settings,
     Step,
     Var,
+    bending,
     closure,
     fold_into_producer,
     follow,
@@ -135,19 +136,31 @@ def _chain(graph: Graph, site: ConvSite, position: int) -> tuple[list[Step], str
 def _agree(graph: Graph, site: ConvSite, chains: list[list[Step]], length: int) -> tuple[Layout, ChannelMix]:
     """The same layout and mixing at every binding; declines when they differ or one chain is shorter."""
     proofs = []
+    model = graph.model
+    for step in chains[0][:length]:
+        node = model.nodes[step.node]
+        bent = bending(model, graph.declared, node.input[1]) if node.op_type == "Reshape" else ""
+        require(not bent, f"the shape of Reshape '{node.output[0]}' is decided by {bent}", site.y)
     for position, steps in enumerate(chains):
         require(len(steps) >= length, "its shapes work for one input size only", site.y)
+        crops = [step.cropped for step in steps[:length]] == [step.cropped for step in chains[0][:length]]
+        require(crops, "a Slice behind it crops an axis whose size depends on the input", site.y)
         shape = graph.bindings[position].bound.shape(site.y)
         assert shape is not None
-        proofs.append(prove(steps[length - 1].state, shape))
+        proofs.append(prove(steps[length - 1].state, shape, graph.sizes(site.y) or ()))
     layout, mixing = proofs[0]
     for other, also in proofs[1:]:
         require(
-            other == layout and np.array_equal(also.index, mixing.index),
+            other == layout and _same(also, mixing),
             "what it sums depends on the input size",
             site.y,
         )
     return layout, mixing
+
+
+def _same(one: ChannelMix, other: ChannelMix) -> bool:
+    pairs = ((one.index, other.index), (one.coef, other.coef), (one.offset, other.offset))
+    return all(a is b if a is None or b is None else np.array_equal(a, b) for a, b in pairs)
 
 
 def _emit(name: str, graph: Graph, site: ConvSite, found: Found, way: str) -> Rewrite:
@@ -221,7 +234,7 @@ def _reissue_shapes(
             require(
                 node.op_type == "Shape", f"the size of '{tensor}' inside the region is read by {node.op_type}", tensor
             )
-            known = layout or prove(states[tensor], wide)[0]
+            known = layout or prove(states[tensor], wide, graph.sizes(site.y) or ())[0]
             reissue_shape(build, node, known, y)
             replaced.add(index)
     return frozenset(replaced)

@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from rewriter.rule import require as require
     from rewriter.session import Runtime as Runtime
     from rewriter.track import Step as Step
+    from rewriter.track import bending as bending
     from rewriter.track import follow as follow
     from rewriter.track import may_reduce as may_reduce
 
@@ -73,7 +74,7 @@ _HOME = {
     "proof": "Layout prove",
     "rule": "Declined Rewrite Safety Settings require",
     "session": "Runtime",
-    "track": "Step follow may_reduce",
+    "track": "Step bending follow may_reduce",
 }
 _MODULE = {name: module for module, names in _HOME.items() for name in names.split()}
 

@@ -6,7 +6,7 @@ while calling the input dynamic); then batch sizes from the caller and two prime
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
@@ -19,14 +19,18 @@ from rewriter.shapes import Bound, Shape, bind
 
 PRIMES = (67, 71, 73, 79)
 """Sizes for axes nothing is known about: primes, so that no two mix up, and large enough for five halvings."""
-SMALL_PRIMES = (17, 19, 23, 29)
+EVEN_SIZES = (94, 106, 118, 122)
+"""Other sizes for the same axes, to see what depends on the size: larger, and even (padding differs by parity)."""
+_STEP = 32
+"""What other sizes are larger by, where the model does not take primes: it keeps five halvings exact."""
+SMALL_PRIMES, SMALL_EVENS = (17, 19, 23, 29), (22, 26, 34, 38)
 """The same for volumes, whose three free axes multiply."""
 _MULTIPLES = (1, 2, 4, 8, 16, 32)
 _USUAL = (224, 256, 112, 128, 299, 320, 384, 512, 640)
 _SHAPE_OPERATORS = frozenset({"Reshape", "Concat", "Slice", "Expand", "Resize", "Tile"})
 _BROADCASTING = frozenset({"Add", "Sub", "Mul", "Div"})
 _TRIALS = 48
-_Key = tuple[tuple[tuple[str, Shape], ...], tuple[int, ...]]
+_Key = tuple[tuple[tuple[str, Shape], ...], tuple[int, ...], tuple[tuple[int, ...], ...], bool]
 _FOUND: WeakKeyDictionary[Model, dict[_Key, tuple[Binding, ...]]] = WeakKeyDictionary()
 
 
@@ -40,30 +44,79 @@ class Binding:
 
 
 def find_bindings(
-    model: Model, given: Mapping[str, Shape] | None = None, batches: Sequence[int] = (1, 3)
+    model: Model,
+    given: Mapping[str, Shape] | None = None,
+    batches: Sequence[int] = (1, 3),
+    sizes: Sequence[Sequence[int]] = (PRIMES, EVEN_SIZES),
+    *,
+    vary_given: bool = False,
 ) -> tuple[Binding, ...]:
-    """Bindings of the model's inputs: one per batch size when the batch is free, else one.
+    """Bindings of the model's inputs: one where every dimension is fixed, else two that differ in every free dimension.
+
+    The second has the other batch size and, where the model allows it, other and larger sizes: a constant that bites at
+    one size only (a crop to 100, say) then shows.  `sizes` are what free axes get where nothing in the model implies
+    one.  With `vary_given`, the second differs from `given` too, in the dimensions that the model leaves free.
 
     Raises BadInput when `given` names no input or contradicts a declared dimension.
     """
     shapes = dict(given or {})
     _check_given(model, shapes)
-    key = (tuple(sorted(shapes.items())), tuple(batches))
+    key = (tuple(sorted(shapes.items())), tuple(batches), tuple(map(tuple, sizes)), vary_given)
     known = _FOUND.setdefault(model, {})
     if key not in known:
-        known[key] = _find(model, shapes, batches)
+        known[key] = _find(model, shapes, batches, sizes, vary_given)
     return known[key]
 
 
-def _find(model: Model, fixed: Mapping[str, Shape], batches: Sequence[int]) -> tuple[Binding, ...]:
-    free_batch = any(_is_free_batch(value, fixed) for value in model.inputs)
-    found: list[Binding] = []
-    choices = _choices(model)
-    for batch in batches if free_batch else batches[:1]:
-        best, sizes = _best(model, fixed, batch, choices)
-        choices = [sizes]  # the other batches get the sizes that fitted the first
-        found.append(best)
-    return tuple(found)
+def _find(
+    model: Model, given: Mapping[str, Shape], batches: Sequence[int], sizes: Sequence[Sequence[int]], vary_given: bool
+) -> tuple[Binding, ...]:
+    first, used = _best(model, given, batches[0], _choices(model, sizes[0]))
+    if len(batches) == 1:
+        return (first,)
+    for shapes in _variants(model, given, used, batches[1], sizes, vary_given):
+        if shapes == dict(first.shapes):
+            continue
+        second = Binding(shapes, {name: shapes[name] for name in first.chosen}, bind(model, shapes))
+        if len(second.bound.problems) <= len(first.bound.problems):
+            return (first, second)
+    return (first,)
+
+
+def _variants(
+    model: Model,
+    given: Mapping[str, Shape],
+    used: Sequence[int],
+    batch: int,
+    sizes: Sequence[Sequence[int]],
+    vary_given: bool,
+) -> Iterator[dict[str, Shape]]:
+    """Shapes for a second binding, those that differ most from the first one's first."""
+
+    def shapes(batch: int, some: Sequence[int], step: int) -> dict[str, Shape]:
+        return _shapes(model, given, batch, some)[0] | (_varied(model, given, step) if vary_given else {})
+
+    if tuple(used) in (tuple(sizes[0]), SMALL_PRIMES):
+        yield shapes(batch, sizes[1] if tuple(used) == tuple(sizes[0]) else SMALL_EVENS, _STEP)
+    yield shapes(batch, [size + _STEP for size in used], _STEP)
+    for other in (batch, 1, 2, 4):  # a constant may fix the batch, or broadcast against some batches only
+        yield shapes(other, used, 0)
+    yield _shapes(model, given, batch, used)[0]
+
+
+def _varied(model: Model, given: Mapping[str, Shape], step: int) -> dict[str, Shape]:
+    """The given shapes with one more in the batch and `step` more elsewhere, where the model leaves them free."""
+    varied: dict[str, Shape] = {}
+    for value in model.inputs:
+        dims = value.type.tensor_type.shape.dim
+        if value.name not in given or len(dims) != len(given[value.name]):
+            continue
+        channels = _channels_read(model, value.name)
+        varied[value.name] = tuple(
+            size if known_size(dim) is not None or (axis == 1 and channels) else size + (step if axis else 1)
+            for axis, (dim, size) in enumerate(zip(dims, given[value.name], strict=True))
+        )
+    return varied
 
 
 def _check_given(model: Model, given: Mapping[str, Shape]) -> None:
@@ -100,11 +153,6 @@ def _text(shape: Shape) -> str:
     return ",".join(map(str, shape))
 
 
-def _is_free_batch(value: onnx.ValueInfoProto, given: Mapping[str, Shape]) -> bool:
-    dims = value.type.tensor_type.shape.dim
-    return value.name not in given and len(dims) > 1 and known_size(dims[0]) is None
-
-
 def _best(
     model: Model, given: Mapping[str, Shape], batch: int, choices: Iterable[Sequence[int]]
 ) -> tuple[Binding, Sequence[int]]:
@@ -121,17 +169,17 @@ def _best(
     return best
 
 
-def _choices(model: Model) -> Iterable[Sequence[int]]:
+def _choices(model: Model, primes: Sequence[int]) -> Iterable[Sequence[int]]:
     if any(_is_open_volume(value) for value in model.inputs):
         yield SMALL_PRIMES
-    yield PRIMES
+    yield primes
     for size in _implied_sizes(model):
         yield (size,) * len(PRIMES)
 
 
 def _is_open_volume(value: onnx.ValueInfoProto) -> bool:
     dims = value.type.tensor_type.shape.dim
-    return len(dims) == 5 and all(known_size(dim) is None for dim in dims[2:])
+    return len(dims) == 5 and sum(known_size(dim) is None for dim in dims[1:]) >= 3
 
 
 def _implied_sizes(model: Model) -> list[int]:

@@ -28,6 +28,8 @@ _PLAIN = frozenset(
     ]
 )
 
+_RANDOM = frozenset(["RandomNormalLike", "RandomUniformLike", "Bernoulli", "Multinomial", "Dropout"])
+
 
 def attribute(node: onnx.NodeProto, name: str) -> onnx.AttributeProto | None:
     """The attribute of that name, or None."""
@@ -41,8 +43,7 @@ def attributes(node: onnx.NodeProto) -> dict[str, object]:
 
 def is_constant(model: Model, tensor: str) -> bool:
     """Whether the tensor is a constant source; reads no weights."""
-    node = _source(model, tensor)
-    return node is not None
+    return _chain(model, tensor) is not None
 
 
 def why_not_constant(model: Model, tensor: str) -> str:
@@ -54,7 +55,33 @@ def why_not_constant(model: Model, tensor: str) -> str:
     maker = model.wiring.producer(tensor)
     if maker is None:
         return f"'{tensor}' has no producer that is a constant"
-    return f"'{tensor}' is computed at run time by {model.nodes[maker].op_type}"
+    op_type = model.nodes[maker].op_type
+    if not _is_foldable(model, tensor):
+        return f"'{tensor}' is computed at run time by {op_type}"
+    if op_type == "DequantizeLinear":  # to fold it would undo the quantization
+        return f"'{tensor}' is computed by DequantizeLinear from quantized constants"
+    return f"'{tensor}' is computed by {op_type} from constants; fold constants first, e.g. with onnxslim or onnxsim"
+
+
+def _is_foldable(model: Model, tensor: str) -> bool:
+    """Whether the tensor is computed from constants alone, by operators that give the same each time."""
+    todo, seen = [tensor], set()
+    while todo:
+        name = todo.pop()
+        if name in seen or is_constant(model, name):
+            continue
+        seen.add(name)
+        maker = model.wiring.producer(name)
+        node = None if maker is None else model.nodes[maker]
+        if maker is None or node is None or node.domain not in ("", "ai.onnx") or node.op_type in _RANDOM:
+            return False
+        operands = [operand for operand in node.input if operand]
+        if not operands or any(entry.HasField("g") or entry.graphs for entry in node.attribute):
+            return False
+        if any((model.wiring.producer(operand) or 0) >= maker > 0 for operand in operands):  # no valid order
+            return False
+        todo += operands
+    return True
 
 
 def constant(model: Model, tensor: str) -> Array | None:
@@ -62,12 +89,14 @@ def constant(model: Model, tensor: str) -> Array | None:
 
     Raises BadInput when the value lies in external data that cannot be read.
     """
-    source = _source(model, tensor)
-    if source is None:
+    chain = _chain(model, tensor)
+    if chain is None:
         return None
-    if isinstance(source, str):
-        return tensor_value(model, model.initializer(source))
-    return _EVALUATE[source.op_type](model, source)
+    base, nodes = chain
+    value = tensor_value(model, model.initializer(base)) if isinstance(base, str) else _constant_node(model, base)
+    for node in nodes:
+        value = _EVALUATE[node.op_type](model, node, value)
+    return value
 
 
 def tensor_value(model: Model, tensor: onnx.TensorProto) -> Array:
@@ -85,26 +114,29 @@ def tensor_value(model: Model, tensor: onnx.TensorProto) -> Array:
         ) from error
 
 
-def _source(model: Model, tensor: str) -> str | onnx.NodeProto | None:
-    """The initializer name or the node that gives a constant; None when the tensor is not constant."""
-    if tensor in model.headers:
-        return None if tensor in model.overridable else tensor
-    maker = model.wiring.producer(tensor)
-    if maker is None:
-        return None
-    node = model.nodes[maker]
-    if node.domain not in ("", "ai.onnx") or node.op_type not in _EVALUATE:
-        return None
-    if node.op_type == "Constant":
-        return node if _constant_attribute(node) is not None else None
-    if node.op_type == "Cast" and not _is_plain_cast(node):
-        return None
-    if len(node.input) != 1:
-        return None
-    before = model.wiring.producer(node.input[0])
-    if before is not None and before >= maker:  # no valid order; a cycle would never end
-        return None
-    return node if is_constant(model, node.input[0]) else None
+def _chain(model: Model, tensor: str) -> tuple[str | onnx.NodeProto, list[onnx.NodeProto]] | None:
+    """The initializer or Constant node a constant comes from and the nodes it goes through; None when it is none.
+
+    A loop, since chains may be longer than Python's stack.
+    """
+    nodes: list[onnx.NodeProto] = []
+    last = len(model.nodes)
+    while tensor not in model.headers:
+        maker = model.wiring.producer(tensor)
+        if maker is None or maker >= last:  # the second: no valid order; a cycle would never end
+            return None
+        last, node = maker, model.nodes[maker]
+        if node.domain not in ("", "ai.onnx"):
+            return None
+        if node.op_type == "Constant":
+            return (node, nodes[::-1]) if _constant_attribute(node) is not None else None
+        if node.op_type not in _EVALUATE or len(node.input) != 1:
+            return None
+        if node.op_type == "Cast" and not _is_plain_cast(node):
+            return None
+        nodes.append(node)
+        tensor = node.input[0]
+    return None if tensor in model.overridable else (tensor, nodes[::-1])
 
 
 def _is_plain_cast(node: onnx.NodeProto) -> bool:
@@ -127,31 +159,25 @@ def _constant_node(model: Model, node: onnx.NodeProto) -> Array:
     return np.asarray(onnx.helper.get_attribute_value(entry), dtype=dtype)
 
 
-def _constant_of_shape(model: Model, node: onnx.NodeProto) -> Array:
-    shape = constant(model, node.input[0])
-    assert shape is not None
+def _constant_of_shape(model: Model, node: onnx.NodeProto, shape: Array) -> Array:
     entry = attribute(node, "value")
     fill = np.zeros(1, np.float32) if entry is None else tensor_value(model, entry.t).reshape(1)
     return np.full(tuple(int(size) for size in shape), fill[0])
 
 
-def _identity(model: Model, node: onnx.NodeProto) -> Array:
-    value = constant(model, node.input[0])
-    assert value is not None
+def _identity(_model: Model, _node: onnx.NodeProto, value: Array) -> Array:
     return value
 
 
-def _cast(model: Model, node: onnx.NodeProto) -> Array:
-    value = constant(model, node.input[0])
+def _cast(_model: Model, node: onnx.NodeProto, value: Array) -> Array:
     to = attribute(node, "to")
-    assert value is not None and to is not None
+    assert to is not None
     with np.errstate(over="ignore", invalid="ignore"):  # too large for float16 is infinity, as in ONNX
         result: Array = value.astype(onnx.helper.tensor_dtype_to_np_dtype(to.i))
     return result
 
 
-_EVALUATE: dict[str, Callable[[Model, onnx.NodeProto], Array]] = {
-    "Constant": _constant_node,
+_EVALUATE: dict[str, Callable[[Model, onnx.NodeProto, Array], Array]] = {
     "ConstantOfShape": _constant_of_shape,
     "Identity": _identity,
     "Cast": _cast,

@@ -12,6 +12,8 @@ from rewriter.shapes import Bound, Shape, bind
 
 PROOF_BATCHES = (2, 3)
 """Batch sizes at which shape claims are proved: neither is 1, where a batch axis looks like any other."""
+PROOF_SIZES = ((61, 59, 53, 47), (86, 98, 102, 110))
+"""Sizes of free axes at which they are proved: none that the audit uses."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,17 +25,17 @@ class Graph:
 
     @cached_property
     def bindings(self) -> tuple[Binding, ...]:
-        """Concrete shapes to prove at: two where the batch is free, else one."""
-        return find_bindings(self.model, self.given, PROOF_BATCHES)
+        """Concrete shapes to prove at: two where any dimension is free, else one."""
+        return find_bindings(self.model, self.given, PROOF_BATCHES, PROOF_SIZES, vary_given=True)
 
     @cached_property
     def declared(self) -> Bound:
         """Shapes that hold for every input: what follows from the declared inputs.
 
-        What value_info says is not believed here: exporters leave the sizes of their example input in it, and a size
-        that ends up in a new Reshape must hold for every input the model takes.
+        What value_info and the defaults of overridable inputs say is not believed here: exporters leave the sizes of
+        their example input in them, and a size that ends up in a new Reshape must hold for every input the model takes.
         """
-        return bind(self.model, {}, trust_value_info=False)
+        return bind(self.model, {}, for_every_input=True)
 
     def bound_at(self, shapes: Mapping[str, Shape]) -> Bound:
         """Every tensor's shape for inputs of these shapes."""

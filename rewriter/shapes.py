@@ -1,7 +1,8 @@
 """Concrete shapes of every tensor once the graph inputs have concrete shapes, without running the model.
 
 Shapes come from ONNX's own per-operator inference, shape arithmetic (Shape, Gather, Slice, Concat ...) from ONNX's
-reference operators on small integer tensors.  Nothing is unified by dim_param: exporters name equal sizes differently.
+reference operators on small integer tensors, and on a few floats where exporters take a detour through them
+(`int(c / 8)`).  Nothing is unified by dim_param: exporters name equal sizes differently.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ _SMALL = 4096  # elements: larger tensors are data, not shapes
 _SMALL_FLOAT = 16  # Resize scales and the like; larger float tensors are weights
 _TYPES = onnx.TensorProto
 _FLOAT_TENSOR = onnx.helper.make_tensor_type_proto(_TYPES.FLOAT, None)  # what a tensor most likely is
+_FLOAT_ARITHMETIC = frozenset(["Cast", "Div", "Mul", "Add", "Sub", "Floor", "Ceil", "Sqrt", "Neg"])
+"""Operators followed on floats: IEEE 754 says what they give to the last bit, whoever computes them."""
 _WINDOWED = frozenset(["Conv", "MaxPool", "AveragePool", "LpPool"])
 _FLOATS = frozenset([_TYPES.FLOAT, _TYPES.DOUBLE, _TYPES.FLOAT16])
 _SIGNED = frozenset([_TYPES.INT8, _TYPES.INT16, _TYPES.INT32, _TYPES.INT64])
@@ -33,7 +36,7 @@ _WHOLE = _SIGNED | {_TYPES.BOOL, _TYPES.UINT8, _TYPES.UINT16, _TYPES.UINT32, _TY
 
 @dataclass(frozen=True)
 class Bound:
-    """Shapes and small integer values of a model's tensors under one binding of its inputs."""
+    """Shapes and small values of a model's tensors under one binding of its inputs."""
 
     types: Mapping[str, onnx.TypeProto]
     values: Mapping[str, Array]
@@ -60,14 +63,14 @@ def static_shape(kind: onnx.TypeProto) -> Shape | None:
     return tuple(int(dim.dim_value) for dim in dims)
 
 
-def bind(model: Model, inputs: Mapping[str, Shape], *, trust_value_info: bool = True) -> Bound:
+def bind(model: Model, inputs: Mapping[str, Shape], *, for_every_input: bool = False) -> Bound:
     """Derive shapes in graph order from `inputs`, shapes by name of graph inputs or any tensor to start from."""
     pinned = dict(inputs)
-    types = _starting_types(model, pinned)
+    types = _starting_types(model, pinned, for_every_input)
     values: dict[str, Array] = {}
     problems: list[str] = []
     versions = {_domain(entry.domain): entry.version for entry in model.skeleton.opset_import}
-    declared = {info.name: info.type for info in model.skeleton.graph.value_info} if trust_value_info else {}
+    declared = {info.name: info.type for info in model.skeleton.graph.value_info} if not for_every_input else {}
     for node in map(_plain, model.nodes):
         _constants_of(model, node, types, values)
         value = _evaluate(node, types, values, versions)
@@ -93,8 +96,10 @@ def bind(model: Model, inputs: Mapping[str, Shape], *, trust_value_info: bool = 
     return Bound(types, values, tuple(problems))
 
 
-def _starting_types(model: Model, pinned: Mapping[str, Shape]) -> dict[str, onnx.TypeProto]:
+def _starting_types(model: Model, pinned: Mapping[str, Shape], for_every_input: bool) -> dict[str, onnx.TypeProto]:
     types = {name: _tensor_type(header.data_type, tuple(header.dims)) for name, header in model.headers.items()}
+    if for_every_input:  # an overridable initializer is only a default: callers may give any shape that is declared
+        types = {name: kind for name, kind in types.items() if name not in model.overridable}
     for info in model.skeleton.graph.input:
         if info.name in pinned:
             types[info.name] = _tensor_type(info.type.tensor_type.elem_type, pinned[info.name])
@@ -183,7 +188,8 @@ def _evaluate(
         limits = {entry.name: entry.i for entry in node.attribute}
         return np.asarray(shape[limits.get("start", 0) : limits.get("end", len(shape))], np.int64)
     operands = [values.get(name) for name in node.input if name]
-    if any(value is None or value.dtype.kind not in "iub" for value in operands):
+    kinds = _kinds(node)
+    if any(value is None or value.dtype.kind not in kinds for value in operands):
         return None
     known = [value for value in operands if value is not None]
     if sum(value.size for value in known) > _SMALL or any(True for _ in subgraphs(node)) or _is_large(node, known):
@@ -191,6 +197,11 @@ def _evaluate(
     key = node.SerializeToString(deterministic=True)
     packed = tuple((value.dtype.str, value.shape, value.tobytes()) for value in known)
     return _reference(key, packed, versions.get("", 1))
+
+
+def _kinds(node: onnx.NodeProto) -> str:
+    """The kinds of numbers that are shape arithmetic for the operator."""
+    return "iubf" if node.op_type in _FLOAT_ARITHMETIC else "iub"
 
 
 def _is_large(node: onnx.NodeProto, operands: Sequence[Array]) -> bool:
@@ -225,10 +236,15 @@ def _reference(node: bytes, operands: tuple[tuple[str, Shape, bytes], ...], vers
     )
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", version)])
     try:
-        (result,) = ReferenceEvaluator(model).run(None, feeds)
+        with np.errstate(all="raise", under="ignore", inexact="ignore"):  # what is no number casts to any integer
+            (result,) = ReferenceEvaluator(model).run(None, feeds)
     except Exception:  # noqa: BLE001 - whatever stops the reference operator only means "value not known"
         return None
-    return result if isinstance(result, np.ndarray) and result.size <= _SMALL and result.dtype.kind in "iub" else None
+    # A scalar of NumPy's where the operator gave one: the reference's arithmetic on arrays of rank 0 does.
+    result = np.asarray(result) if isinstance(result, np.generic) else result
+    if not isinstance(result, np.ndarray) or result.dtype.kind not in _kinds(proto):
+        return None
+    return result if result.size <= (_SMALL_FLOAT if result.dtype.kind == "f" else _SMALL) else None
 
 
 def _contradiction(node: onnx.NodeProto, types: Mapping[str, onnx.TypeProto], values: Mapping[str, Array]) -> str:

@@ -20,6 +20,10 @@ from rewriter.model import Model
 from rewriter.rule import Declined, require
 from rewriter.shapes import Bound, Shape, reshape_target, static_shape
 
+_ENDLESS = 2**31 - 1  # what exporters write for "to the end"; larger for 64-bit ones
+_BENDING = frozenset(
+    """Min Max Clip Relu Abs Where Equal Less LessOrEqual Greater GreaterOrEqual Mod If""".split()  # noqa: SIM905 - readable
+)
 _LIMIT = 1 << 26  # elements of an index tensor: 256 MiB
 
 
@@ -45,12 +49,15 @@ class Step:
     node: int
     tensor: str
     state: State
+    cropped: tuple[tuple[int, int], ...] = ()
+    """Axes that a Slice gave bounds to, each with its size here: they must be of one size for every input."""
 
 
 def start(shape: Shape) -> State:
     """The state of the wide tensor itself; declines when it is too large to follow."""
     total = int(np.prod(shape))
-    require(0 < total <= _LIMIT, f"its output of shape {list(shape)} is empty or too large to follow")
+    require(total > 0, f"its output of shape {list(shape)} is empty")
+    require(total <= _LIMIT, f"its output of shape {list(shape)} is too large to follow: give a smaller --input-shape")
     return State(np.arange(total, dtype=np.int32).reshape(*shape, 1))
 
 
@@ -92,11 +99,12 @@ def follow(model: Model, bound: Bound, tensor: str, shape: Shape) -> tuple[list[
             return steps, ended
         node = model.nodes[index]
         try:
-            state = _HANDLERS[node.op_type](model, bound, node, tensor, state)
+            before, state = state, _HANDLERS[node.op_type](model, bound, node, tensor, state)
         except Declined as no:
             return steps, no.reason
+        cropped = _cropped(bound, node, before.shape) if node.op_type == "Slice" else ()
         tensor = node.output[0]
-        steps.append(Step(index, tensor, state))
+        steps.append(Step(index, tensor, state, cropped))
 
 
 _Handler = Callable[[Model, Bound, onnx.NodeProto, str, State], State]
@@ -178,25 +186,58 @@ def _identity(_model: Model, _bound: Bound, _node: onnx.NodeProto, _x: str, stat
 
 def _slice(_model: Model, bound: Bound, node: onnx.NodeProto, x: str, state: State) -> State:
     require(node.input[0] == x, f"'{x}' is a bound of a Slice")
-    if attribute(node, "starts") is not None:  # opset < 10
-        starts, ends = (list(attribute(node, name).ints) for name in ("starts", "ends"))  # type: ignore[union-attr]  # present together by schema
-        entry = attribute(node, "axes")
-        axes, strides = (list(entry.ints) if entry else list(range(len(starts)))), [1] * len(starts)
-    else:
-        values = [bound.value(name) if name else None for name in node.input[1:]]
-        missing = [name for name, value in zip(node.input[1:], values, strict=True) if name and value is None]
-        require(not missing, f"the bounds of Slice '{node.output[0]}' are computed at run time")
-        lists = [None if value is None else [int(size) for size in value.reshape(-1)] for value in values]
-        starts, ends = lists[0] or [], lists[1] or []
-        axes = (lists[2] if len(lists) > 2 and lists[2] is not None else None) or list(range(len(starts)))
-        strides = (lists[3] if len(lists) > 3 and lists[3] is not None else None) or [1] * len(starts)
     picks = [slice(None)] * len(state.shape)
-    for begin, end, axis, stride in zip(starts, ends, axes, strides, strict=True):
+    for begin, end, axis, stride in _bounds(bound, node):
         stop = None if stride < 0 and end < -state.shape[axis] else end
         picks[axis] = slice(begin, stop, stride)
     moved = _move(state, lambda array: array[tuple(picks)])
     require(moved.index.size, f"Slice '{node.output[0]}' keeps nothing")
     return moved
+
+
+def _bounds(bound: Bound, node: onnx.NodeProto) -> list[tuple[int, int, int, int]]:
+    """(start, end, axis, step) of each sliced axis, from attributes (opset < 10) or inputs; declines when unknown."""
+    entries = {entry.name: list(entry.ints) for entry in node.attribute}
+    if "starts" in entries:
+        lists = [entries["starts"], entries["ends"], entries.get("axes"), None]
+    else:
+        values = [bound.value(name) if name else None for name in node.input[1:]]
+        missing = [name for name, value in zip(node.input[1:], values, strict=True) if name and value is None]
+        require(not missing, f"the bounds of Slice '{node.output[0]}' are computed at run time")
+        lists = [None if value is None else [int(size) for size in value.reshape(-1)] for value in values]
+        lists += [None] * (4 - len(lists))
+    starts, ends = lists[0] or [], lists[1] or []
+    axes = lists[2] or list(range(len(starts)))
+    return list(zip(starts, ends, axes, lists[3] or [1] * len(starts), strict=True))
+
+
+def _cropped(bound: Bound, node: onnx.NodeProto, shape: Shape) -> tuple[tuple[int, int], ...]:
+    """The sliced axes, with their sizes, that do not simply keep everything whatever the size."""
+    return tuple(
+        (axis % len(shape), shape[axis])
+        for begin, end, axis, step in _bounds(bound, node)
+        if (begin, step) != (0, 1) or end < _ENDLESS
+    )
+
+
+def bending(model: Model, declared: Bound, tensor: str) -> str:
+    """The operator in a shape's arithmetic that treats sizes differently from some size on (Min, Where ...), or "".
+
+    Such a shape cannot be proved at a few sizes.  `declared` knows what is the same for every input.
+    """
+    todo, seen = [tensor], set()
+    while todo:
+        name = todo.pop()
+        maker = model.wiring.producer(name)
+        if name in seen or maker is None or declared.value(name) is not None:
+            continue
+        seen.add(name)
+        node = model.nodes[maker]
+        if node.op_type in _BENDING:
+            return f"{node.op_type} at '{name}'"
+        if node.op_type != "Shape":
+            todo += node.input
+    return ""
 
 
 def _gather(_model: Model, bound: Bound, node: onnx.NodeProto, x: str, state: State) -> State:

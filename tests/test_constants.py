@@ -192,3 +192,11 @@ def test_attributes_as_values() -> None:
     made = node("N", [], [], a=1, b=[1.0], c="s")
     assert attributes(made) == {"a": 1, "b": [1.0], "c": b"s"}
     assert attributes(helper.make_node("N", [], [])) == {}
+
+
+def test_chains_longer_than_the_stack_are_followed() -> None:
+    nodes = [node("Identity", [f"t{index}" if index else "w"], [f"t{index + 1}"]) for index in range(3000)]
+    made = Model.load(model([*nodes, node("Relu", ["t3000"], ["y"])], [], [value("y", None)], [weights("w", 2, 3)]))
+    found = constant(made, "t3000")
+    assert found is not None
+    assert found.shape == (2, 3)

@@ -241,7 +241,7 @@ def test_value_info_fills_in_only_where_it_is_trusted(trusted: bool) -> None:
     made = loaded([node("Unknown", ["x"], ["u"], domain="d"), node("Relu", ["u"], ["y"])]).to_proto()
     made.graph.value_info.extend([value("u", [1, 2]), value("x", [9, 9])])
     made.opset_import.append(helper.make_opsetid("d", 1))
-    bound = bind(Model.load(made), {"x": (3, 8, 5, 7)}, trust_value_info=trusted)
+    bound = bind(Model.load(made), {"x": (3, 8, 5, 7)}, for_every_input=not trusted)
     assert bound.shape("y") == ((1, 2) if trusted else None)
     assert bound.shape("x") == (3, 8, 5, 7)
 

@@ -160,7 +160,7 @@ def test_a_look_ahead_sees_a_reduction_or_says_what_is_in_the_way() -> None:
 
 @pytest.mark.parametrize("shape", [(2, 0, 3), (1 << 13, 1 << 14)])
 def test_tensors_that_are_empty_or_too_large_are_not_followed(shape: tuple[int, ...]) -> None:
-    with pytest.raises(Declined, match="is empty or too large to follow"):
+    with pytest.raises(Declined, match=r"is empty|is too large to follow"):
         start(shape)
 
 
