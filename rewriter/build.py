@@ -101,6 +101,12 @@ class Builder:
             return self.node("ReduceSum", [x], hint, output, axes=[axis], keepdims=0)
         return self.node("ReduceSum", [x, self.shape_constant([axis], f"{hint}/axes")], hint, output, keepdims=0)
 
+    def squeeze(self, x: str, axes: Sequence[int], hint: str, output: str | None = None) -> str:
+        """Squeeze of axes of size 1; axes are an input from opset 13 on."""
+        if self._model.opset < _AXES_AS_INPUT["Squeeze"]:
+            return self.node("Squeeze", [x], hint, output, axes=list(axes))
+        return self.node("Squeeze", [x, self.shape_constant(axes, f"{hint}/axes")], hint, output)
+
     def transpose(self, x: str, perm: Sequence[int], hint: str, output: str | None = None) -> str:
         return self.node("Transpose", [x], hint, output, perm=list(perm))
 

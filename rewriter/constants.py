@@ -78,7 +78,8 @@ def _is_foldable(model: Model, tensor: str) -> bool:
         operands = [operand for operand in node.input if operand]
         if not operands or any(entry.HasField("g") or entry.graphs for entry in node.attribute):
             return False
-        if any((model.wiring.producer(operand) or 0) >= maker > 0 for operand in operands):  # no valid order
+        makers = [model.wiring.producer(operand) for operand in operands]
+        if any(before is not None and before >= maker for before in makers):  # no valid order
             return False
         todo += operands
     return True

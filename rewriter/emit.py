@@ -10,7 +10,7 @@ import onnx
 from rewriter.build import Builder
 from rewriter.constants import attribute
 from rewriter.conv import Ints
-from rewriter.proof import Layout
+from rewriter.proof import Layout, place_of
 from rewriter.rule import require
 
 
@@ -21,25 +21,35 @@ def restore_layout(build: Builder, y: str, layout: Layout, sizes: Sequence[int |
     """
     perm = _complete(layout)
     plain = len(layout.channels) == 1
-    in_order = perm == tuple(range(len(perm)))
-    if not in_order:
-        y = build.transpose(y, perm, "to_layout", output if plain else None)
+    if not _is_in_order(perm):
+        y = build.transpose(y, perm, "to_layout", output if plain and not layout.dropped else None)
     if not plain:
         build.reshape(y, _target(build, y, layout, perm, sizes), "to_channels", output)
+    elif layout.dropped:
+        build.squeeze(y, [perm.index(place_of(role)) for role in layout.dropped], "to_rank", output)
 
 
 def needs_layout(layout: Layout) -> bool:
     """Whether `restore_layout` adds nodes."""
-    perm = _complete(layout)
-    return len(layout.channels) != 1 or perm != tuple(range(len(perm)))
+    in_order = _is_in_order(_complete(layout))
+    return not in_order or len(layout.channels) != 1 or bool(layout.dropped)
+
+
+def _is_in_order(perm: tuple[int, ...]) -> bool:
+    return perm == tuple(sorted(perm))
 
 
 def _complete(layout: Layout) -> tuple[int, ...]:
-    """The permutation of `[N, M, *S]`, channels last where the layout dropped them; declines unless adjacent."""
+    """The permutation of `[N, M, *S]` before axes are dropped and channels split; declines unless these are adjacent.
+
+    Dropped axes stay where they are when that needs no Transpose, else they go last, as channels do where none is left.
+    """
     places = [axis for axis, role in enumerate(layout.axes) if role == "c"]
     adjacent = not places or places[-1] - places[0] == len(places) - 1
     require(adjacent, "its channels end up in axes that are not next to each other")
-    return layout.perm if places else (*layout.perm, 1)
+    kept = layout.perm if places else (*layout.perm, 1)
+    whole = (*kept, *map(place_of, layout.dropped))
+    return tuple(sorted(whole)) if _is_in_order(kept) else whole
 
 
 def _target(
@@ -52,7 +62,7 @@ def _target(
         if role == "c":
             target.append(next(channels))
             continue
-        place = 0 if role == "n" else int(role) + 2
+        place = place_of(role)
         known = sizes[place]
         if axis < len(perm) and perm[axis] == place:
             target.append(0)
@@ -101,7 +111,7 @@ def reissue_shape(build: Builder, node: onnx.NodeProto, layout: Layout, y: str) 
     """Give a Shape node's output from the new conv output y `[N, M, *S]`, for a removed tensor of the given layout."""
     channels = iter(layout.channels)
     # Channel axes as numbers; the others as None for now, with the axis of y that has their size.
-    dims = [(next(channels), 0) if role == "c" else (None, 0 if role == "n" else int(role) + 2) for role in layout.axes]
+    dims = [(next(channels), 0) if role == "c" else (None, place_of(role)) for role in layout.axes]
     begin, end = attribute(node, "start"), attribute(node, "end")
     picked = dims[begin.i if begin else 0 : end.i if end else len(dims)]
     require(picked, f"Shape '{node.output[0]}' asks for none of the sizes of a tensor inside the region")

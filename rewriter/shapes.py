@@ -206,6 +206,8 @@ def _kinds(node: onnx.NodeProto) -> str:
 
 def _is_large(node: onnx.NodeProto, operands: Sequence[Array]) -> bool:
     """Whether the result would be data, not a shape, for the operators whose results outgrow their operands."""
+    if node.op_type in _FLOAT_ARITHMETIC:
+        return False
     numbers = [[int(number) for number in value.reshape(-1).tolist()] for value in operands]
     match node.op_type:
         case "ConstantOfShape":
@@ -236,12 +238,10 @@ def _reference(node: bytes, operands: tuple[tuple[str, Shape, bytes], ...], vers
     )
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", version)])
     try:
-        with np.errstate(all="raise", under="ignore", inexact="ignore"):  # what is no number casts to any integer
+        with np.errstate(all="raise", under="ignore"):  # a NaN, say, would cast to any integer
             (result,) = ReferenceEvaluator(model).run(None, feeds)
     except Exception:  # noqa: BLE001 - whatever stops the reference operator only means "value not known"
         return None
-    # A scalar of NumPy's where the operator gave one: the reference's arithmetic on arrays of rank 0 does.
-    result = np.asarray(result) if isinstance(result, np.generic) else result
     if not isinstance(result, np.ndarray) or result.dtype.kind not in _kinds(proto):
         return None
     return result if result.size <= (_SMALL_FLOAT if result.dtype.kind == "f" else _SMALL) else None

@@ -124,6 +124,9 @@ def test_chains() -> None:
     assert_constant(made, np.full((2, 3), 3), np.float32)
 
 
+FOLD = "from constants; fold constants first, e.g. with onnxslim or onnxsim"
+
+
 @pytest.mark.parametrize(
     ("made", "name", "why"),
     [
@@ -134,12 +137,22 @@ def test_chains() -> None:
         (loaded(node("ConstantOfShape", ["y"], ["c"])), "c", "'c' is computed at run time by ConstantOfShape"),
         (loaded(node("Constant", [], ["c"], value_int=1, domain="com.example")), "c", "run time by Constant"),
         (loaded(node("ConstantOfShape", [], ["c"])), "c", "run time by ConstantOfShape"),
-        (loaded(node("Cast", ["w"], ["c"]), initializers=(weights("w", 1),)), "c", "run time by Cast"),
+        (loaded(node("Cast", ["w"], ["c"]), initializers=(weights("w", 1),)), "c", "by Cast from constants"),
         (loaded(node("Identity", ["c"], ["c"])), "c", "run time by Identity"),
         (loaded(node("Identity", ["d"], ["c"]), node("Identity", ["c"], ["d"])), "d", "run time by Identity"),
-        (loaded(node("Neg", ["w"], ["c"]), initializers=(weights("w", 1),)), "c", "run time by Neg"),
+        (loaded(node("Neg", ["w"], ["c"]), initializers=(weights("w", 1),)), "c", f"'c' is computed by Neg {FOLD}"),
+        (loaded(node("Transpose", ["w"], ["t"]), node("Reshape", ["t", "shape"], ["c"]),
+                initializers=(weights("w", 3, 2), SHAPE)), "c", f"'c' is computed by Reshape {FOLD}"),
+        (loaded(node("Transpose", ["x"], ["t"]), node("Reshape", ["t", "shape"], ["c"]), initializers=(SHAPE,)),
+         "c", "run time by Reshape"),
+        (loaded(node("Add", ["w", "x"], ["c"]), initializers=(weights("w", 1),)), "c", "run time by Add"),
+        (loaded(node("Neg", ["w"], ["c"], domain="d"), initializers=(weights("w", 1),)), "c", "run time by Neg"),
+        (loaded(node("RandomNormal", [], ["c"], shape=[1])), "c", "run time by RandomNormal"),
+        (loaded(node("Bernoulli", ["w"], ["c"]), initializers=(weights("w", 1),)), "c", "run time by Bernoulli"),
+        (loaded(node("DequantizeLinear", ["w", "w"], ["c"]), initializers=(weights("w", 1),)), "c",
+         "'c' is computed by DequantizeLinear from quantized constants"),
     ],
-)
+)  # fmt: skip
 def test_what_is_no_constant_and_why(made: Model, name: str, why: str) -> None:
     assert not is_constant(made, name)
     assert constant(made, name) is None

@@ -146,6 +146,45 @@ def test_a_sum_that_depends_on_the_position_is_declined() -> None:
         prove(State(index), (1, 4, 2))
 
 
+@pytest.mark.parametrize(
+    ("wide", "shape", "axes", "dropped"),
+    [
+        ((2, 8, 1, 5), (2, 8, 5), ("n", "c", 1), (0,)),
+        ((2, 8, 1, 5), (2, 2, 4, 5), ("n", "c", "c", 1), (0,)),
+        ((2, 8, 1, 5), (2, 8, 1, 5), ("n", "c", 0, 1), ()),
+        ((2, 8, 1, 1), (2, 8), ("n", "c"), (0, 1)),
+        ((2, 8, 1, 1), (2, 8, 1), ("n", "c", 0), (1,)),
+        ((1, 8, 3, 5), (8, 3, 5), ("c", 0, 1), ("n",)),
+        ((1, 8, 1, 5), (8, 5), ("c", 1), ("n", 0)),
+        ((1, 8, 1, 1), (8, 1), ("c", 0), ("n", 1)),  # of several readings, one that needs no Transpose
+        ((1, 8, 1, 1), (1, 8), ("n", "c"), (0, 1)),
+        ((1, 8, 1, 1), (8,), ("c",), ("n", 0, 1)),
+    ],
+)
+def test_axes_of_size_one_for_every_input_may_be_absent(
+    wide: tuple[int, ...], shape: tuple[int, ...], axes: tuple[str | int, ...], dropped: tuple[str | int, ...]
+) -> None:
+    state = State(np.arange(np.prod(wide), dtype=np.int32).reshape(*shape, 1))
+    layout, mixing = prove(state, wide, [size if size == 1 else None for size in wide])
+    assert (layout.axes, layout.dropped) == (axes, dropped)
+    assert mixing.index.tolist() == [[channel] for channel in range(8)]
+    if dropped:
+        with pytest.raises(Declined, match="is dropped, and other inputs may give it another size"):
+            prove(state, wide)
+
+
+def test_of_two_axes_of_size_one_the_one_that_may_grow_is_kept() -> None:
+    state = State(np.arange(16, dtype=np.int32).reshape(2, 8, 1, 1))
+    assert prove(state, (2, 8, 1, 1), (None, 8, 1, None))[0] == Layout(("n", "c", 1), (8,), (0,))
+    assert prove(state, (2, 8, 1, 1), (None, 8, None, 1))[0] == Layout(("n", "c", 0), (8,), (1,))
+
+
+def test_a_size_of_one_elsewhere_than_where_it_was_looked_at_is_not_believed() -> None:
+    state = State(np.arange(240, dtype=np.int32).reshape(2, 8, 15, 1))
+    with pytest.raises(Declined, match="axis 2 of its output, a spatial axis of size 3, has none of its own"):
+        prove(state, (2, 8, 3, 5), (None, 8, 1, None))
+
+
 def test_axes_of_size_one_take_the_roles_that_are_left() -> None:
     def layout(shape: Sequence[int], wide: tuple[int, ...]) -> tuple[str | int, ...]:
         return read_layout(State(np.arange(np.prod(shape), dtype=np.int32).reshape(*shape, 1)), wide).axes

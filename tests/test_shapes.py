@@ -34,6 +34,30 @@ def loaded(
 # Arithmetic on shapes.
 
 
+def test_a_size_that_takes_a_detour_through_floats() -> None:
+    """As exporters spell `int(c / 4)`, and constants where those may be no integers."""
+    made = loaded(
+        [
+            node("Shape", ["x"], ["shape"]),
+            node("Gather", ["shape", "one"], ["channels"], axis=0),
+            node("Cast", ["channels"], ["float"], to=TensorProto.FLOAT),
+            node("Div", ["float", "three"], ["parts"]),
+            node("Floor", ["parts"], ["floor"]),
+            node("Cast", ["floor"], ["whole"], to=TensorProto.INT64),
+            node("Unsqueeze", ["whole", "axes"], ["whole1"]),
+            node("Constant", [], ["held"], value=tensor("", np.array([3.0, 4.0, -1.0]))),
+            node("Cast", ["held"], ["rest"], to=TensorProto.INT64),
+            node("Concat", ["whole1", "rest"], ["target"], axis=0),
+            node("Reshape", ["x", "target"], ["y"]),
+        ],
+        tensor("one", np.array(1)),
+        tensor("three", np.float32(3)),
+        numbers("axes", 0),
+    )
+    assert bind(made, {"x": (3, 8, 5, 7)}).shape("y") == (2, 3, 4, 35)
+    assert bind(made, {}).value("target") is None
+
+
 def test_a_reshape_to_a_shape_computed_at_run_time() -> None:
     """As exporters spell `reshape(x, [x.shape[0], 4, 2, *x.shape[2:]])`."""
     made = loaded(
@@ -73,6 +97,9 @@ def test_a_reshape_to_a_shape_computed_at_run_time() -> None:
     assert unbound.value("target") is None
 
 
+FLOATS = {"half": 0.5, "quarter": 0.25, "nothing": 0.0, "endless": float("inf")}
+
+
 @pytest.mark.parametrize(
     ("op_type", "attributes", "operands", "expected"),
     [
@@ -90,6 +117,24 @@ def test_a_reshape_to_a_shape_computed_at_run_time() -> None:
         ("ConstantOfShape", {}, ["a"], None),  # floats by default: not about shapes
         ("Expand", {}, ["six", "a"], np.full((3, 5), 6).tolist()),
         ("Squeeze", {}, ["one"], 9),
+        # The detour of older exporters through floats, a few at a time; what is no number is no size.
+        ("Cast", {"to": TensorProto.FLOAT}, ["a"], [3.0, 5.0]),
+        ("Cast", {"to": TensorProto.INT64}, ["halves"], [2, -3]),
+        ("Div", {}, ["halves", "half"], [5.0, -7.0]),
+        ("Mul", {}, ["halves", "half"], [1.25, -1.75]),
+        ("Add", {}, ["halves", "half"], [3.0, -3.0]),
+        ("Sub", {}, ["halves", "half"], [2.0, -4.0]),
+        ("Floor", {}, ["halves"], [2.0, -4.0]),
+        ("Ceil", {}, ["halves"], [3.0, -3.0]),
+        ("Neg", {}, ["half"], -0.5),
+        ("Sqrt", {}, ["quarter"], 0.5),
+        ("Sqrt", {}, ["halves"], None),
+        ("Div", {}, ["half", "nothing"], None),
+        ("Cast", {"to": TensorProto.INT64}, ["endless"], None),
+        ("Add", {}, ["endless", "half"], float("inf")),
+        ("Exp", {}, ["half"], None),
+        ("Cast", {"to": TensorProto.FLOAT}, ["many"], None),
+        ("Add", {}, ["many", "one"], list(range(9, 26))),
     ],
 )
 def test_operators_on_shapes(op_type: str, attributes: dict[str, Any], operands: list[str], expected: Any) -> None:
@@ -103,6 +148,9 @@ def test_operators_on_shapes(op_type: str, attributes: dict[str, Any], operands:
         tensor("six", np.array(6)),
         tensor("step", np.array(2)),
         tensor("choose", np.array([True, False])),
+        tensor("halves", np.array([2.5, -3.5], np.float32)),
+        *(tensor(name, np.float32(number)) for name, number in FLOATS.items()),
+        numbers("many", *range(17)),
     )
     found = bind(made, {"x": (3, 8, 5, 7)}).value("y")
     assert (None if found is None else found.tolist()) == expected

@@ -44,6 +44,20 @@ def test_shape_arithmetic_shared_with_others_stays_and_the_rest_goes() -> None:
     assert shape_of(passed.after, 3) == [3]
 
 
+@pytest.mark.parametrize("rounding", ["Floor", "Ceil"])
+def test_sizes_computed_through_floats(rounding: str) -> None:
+    """As older exporters spell `int(c / 8)`: the channels of the wide tensor give those of a block."""
+    body = f"""
+        {WIDE} shape = Shape (wide) c = Gather (shape, one) f = Cast <to = 1> (c) d = Div (f, eight)
+        r = {rounding} (d) o = Cast <to = 7> (r) n = Slice (shape, zero, one, zero) hw = Slice (shape, two, four)
+        target = Concat <axis = 0> (n, parts, o, hw) split = Reshape (wide, target)
+        sum = ReduceSum <keepdims = 0> (split, two) last = Concat <axis = 0> (n, m, hw) y = Reshape (sum, last)"""
+    model = plain(body, x="float[N,8,H,W]", one=[1], zero=[0], four=[4], parts=[2, 4], m=[4],
+                  eight=np.full(1, 8, np.float32))  # fmt: skip
+    where: list[Sizes] = [{"x": (2, 8, 5, 5)}, {"x": (1, 8, 67, 9)}, {"x": (5, 8, 12, 130)}]
+    check(model, PASS, becomes="Conv/2", sizes=where, integers=False)  # integer weights would change the 8
+
+
 SPACE = "shape = Shape <start = 2> (wide) four = Concat <axis = 0> (front, shape) split = Reshape (wide, four)"
 
 

@@ -248,10 +248,13 @@ def test_declines(model: onnx.ModelProto, reason: str) -> None:
 @pytest.mark.parametrize(
     ("body", "constants", "reason"),
     [
-        ("w = Neg (v)", {"v": W}, "Its weight 'w' is computed at run time by Neg."),
-        ("w = DequantizeLinear (v, q)", {"v": np.ones(W, np.int8), "q": np.float32(1)}, "run time by DequantizeLinear"),
+        ("w = Reshape (v, t)", {"v": (16, 3, 3), "t": [*W]},
+         "Its weight 'w' is computed by Reshape from constants; fold constants first, e.g. with onnxslim or onnxsim."),
+        ("w = Expand (v, n) n = Shape (x)", {"v": (16, 1, 3, 3)}, "Its weight 'w' is computed at run time by Expand."),
+        ("w = DequantizeLinear (v, q)", {"v": np.ones(W, np.int8), "q": np.float32(1)},
+         "Its weight 'w' is computed by DequantizeLinear from quantized constants."),
     ],
-)
+)  # fmt: skip
 def test_weights_that_are_no_constants_decline(body: str, constants: dict[str, Any], reason: str) -> None:
     model = program(f"{body} {SUM} {MERGE}", s=SPLIT, m=MERGED, two=[2], **constants)
     declines(model, PASS, reason)

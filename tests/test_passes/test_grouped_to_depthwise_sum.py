@@ -111,17 +111,17 @@ WEIGHT = np.ones((4, 4, 3, 3), np.float32)
     [
         (
             program("w = Neg (v) y = Conv <group = 2> (x, w)", v=WEIGHT),
-            "Its weight 'w' is computed at run time by Neg.",
+            "Its weight 'w' is computed by Neg from constants; fold constants first",
         ),
         (
             program("y = Conv <group = 2> (x, w, b) b = Neg (v)", w=WEIGHT, v=(4,)),
-            "Its bias 'b' is computed at run time",
+            "Its bias 'b' is computed by Neg from constants; fold",
         ),
         (
             program(
                 "w = DequantizeLinear (v, s) y = Conv <group = 2> (x, w)", v=WEIGHT.astype(np.int8), s=np.float32(1)
             ),
-            "Its weight 'w' is computed at run time by DequantizeLinear.",
+            "Its weight 'w' is computed by DequantizeLinear from quantized constants.",
         ),
         (program("y = Conv <group = 3> (x, w)", w=WEIGHT), "Its 4 output channels do not divide into 3 groups."),
         (program(CONV, w=WEIGHT, opset=6), "The model's opset 6 is below 7, the oldest one supported."),
@@ -169,9 +169,19 @@ def test_bfloat16_weights_move_and_keep_their_type() -> None:
 def test_there_and_back_gives_the_same_bits(seed: int) -> None:
     """Whatever the spelling: the same weights and bias, bit for bit, and the same Conv with all its attributes."""
     spec = replace(draw_spec(random.Random(seed), "grouped"), weights="initializer")
-    # Up to IR version 3 and opset 8 sizes are float constants behind a Cast: among run-time sizes not recognised.
-    mixed = spec.ir_version == 3 and spec.opset < 9 and spec.shapes == "dynamic"
-    assume(spec.groups > 1 and spec.in_per_group > 1 and not mixed)
+    assume(spec.groups > 1 and spec.in_per_group > 1)
+    there_and_back(spec)
+
+
+@pytest.mark.parametrize("kernel", [(3,), (3, 3)])
+@pytest.mark.parametrize("opset", [7, 8])
+def test_there_and_back_where_sizes_are_float_constants_behind_a_cast(opset: int, kernel: tuple[int, ...]) -> None:
+    """Up to IR version 3 and opset 8, among sizes read at run time."""
+    spec = replace(SPEC, ir_version=3, opset=opset, shapes="dynamic")
+    there_and_back(replace(spec, kernel=kernel, spatial=(7,) * len(kernel)))
+
+
+def there_and_back(spec: GroupedConv) -> None:
     there = check(grouped_conv_model(spec), PASS, safety=Safety.EXACT, sizes=sizes(spec))
     back = check(there.after, BACK, safety=Safety.EXACT, sizes=sizes(spec))
     numbers = parameters(spec)

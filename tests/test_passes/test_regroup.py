@@ -139,8 +139,8 @@ def test_a_machine_without_a_fast_path_declines(monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize(
     ("weight", "reason"),
     [
-        ("w = Neg (v)", "Its weight 'w' is computed at run time by Neg."),
-        ("w = DequantizeLinear (v8, s)", "Its weight 'w' is computed at run time by DequantizeLinear."),
+        ("w = Neg (v)", "Its weight 'w' is computed by Neg from constants; fold constants first"),
+        ("w = DequantizeLinear (v8, s)", "Its weight 'w' is computed by DequantizeLinear from quantized constants."),
     ],
 )
 def test_weights_that_are_no_constants_decline(weight: str, reason: str) -> None:
