@@ -217,7 +217,7 @@ def test_settings_are_those_a_pass_has() -> None:
     assert chosen == {"regroup": {"factor": 2}, "depthwise-sum-to-grouped": {"shuffle": "gather"}}
     for wrong, says in [
         ("regroup.width=2", "has no setting 'width'; it has: factor, groups, block"),
-        ("regroup.factor=two", "'two' is no int"),
+        ("regroup.factor=two", "'two' is no whole number"),
         ("unknown.factor=2", "there is no pass 'unknown'"),
         ("factor=2", "not of the form pass.key=value"),
         ("regroup.factor", "not of the form pass.key=value"),
