@@ -18,7 +18,7 @@ from rewriter import engine, equivalence, saving, timing
 from rewriter.engine import Outcome, Progress, quiet
 from rewriter.equivalence import Audit, AuditOptions
 from rewriter.errors import BadInput, Different, NotVerified
-from rewriter.feeds import representative
+from rewriter.feeds import check_samples, representative
 from rewriter.graph import Graph
 from rewriter.model import Model
 from rewriter.options import RunOptions
@@ -80,6 +80,7 @@ def optimize(
     begin = time.perf_counter()
     require_provider(options.runtime.provider)
     source = Model.load(model)
+    check_samples(source, options.samples)
     rules = engine.check_pass_choice(all_passes(), only, skip)
     outcome = engine.optimize(source, rules, {}, options, budget, progress)
     return Result(outcome.model, _report("optimize", source, outcome, options, begin))
@@ -102,6 +103,7 @@ def rewrite(
         raise BadInput("no pass is named: say which to apply.")
     require_provider(options.runtime.provider)
     source = Model.load(model)
+    check_samples(source, options.samples)
     chosen = settings or {}
     steps = [Step(pass_named(name), chosen.get(name, {})) for name in passes]
     outcome = engine.rewrite(source, steps, options, progress)
@@ -122,10 +124,12 @@ def audit(
 ) -> Audit:
     """Whether two models with the same interface compute the same, and how that is known."""
     require_provider(options.runtime.provider)
+    models = Model.load(before), Model.load(after)
+    check_samples(models[0], options.samples)
     asked = AuditOptions(
         runtime=options.runtime, seed=options.seed, input_shapes=options.input_shapes, samples=options.samples
     )
-    return equivalence.audit(Model.load(before), Model.load(after), asked, progress=progress)
+    return equivalence.audit(*models, asked, progress=progress)
 
 
 def bench(
@@ -140,6 +144,7 @@ def bench(
         raise BadInput("no model is given to time.")
     require_provider(options.runtime.provider)
     loaded = [Model.load(model) for model in models]
+    check_samples(loaded[0], options.samples)
     inputs = representative(loaded[0], options)
 
     def shown(fraction: float) -> None:

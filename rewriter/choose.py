@@ -134,10 +134,15 @@ def _decide(place: Place, timings: Sequence[Timing], measured_at: str) -> tuple[
         elif timing.verdict == "SLOWER" or _is_losing(timing):
             attempts.append(_attempt(option, "slower", f"{describe(timing)}.", timing))
         else:
-            attempts.append(
-                _attempt(option, "not_worth_it", f"{describe(timing)}: no effect beyond the noise.", timing)
-            )
+            attempts.append(_attempt(option, "not_worth_it", f"{describe(timing)}: {_noise(timing)}.", timing))
     return winner, attempts
+
+
+def _noise(timing: Timing) -> str:
+    """What hides the effect: the smallest one that the original against itself would have let through."""
+    if timing.smallest_effect is None:
+        return "too few pairs for an interval, so no effect beyond the noise is known"
+    return f"within the noise of {100 * timing.smallest_effect:.2g} % seen in the control"
 
 
 def describe(timing: Timing) -> str:

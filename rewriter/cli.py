@@ -16,7 +16,14 @@ import typer
 
 from rewriter import cli_options as given
 from rewriter.cli_errors import BAD_INPUT, DIFFERENT, DONE, NOT_VERIFIED, guarded
-from rewriter.cli_reports import audit_report, bench_report, check_reports, failure_report, write_reports
+from rewriter.cli_reports import (
+    audit_report,
+    bench_report,
+    check_reports,
+    failure_report,
+    reports_ready,
+    write_reports,
+)
 from rewriter.cli_show import Voice, show
 from rewriter.errors import BadInput, NotVerified
 
@@ -309,6 +316,8 @@ def _options(
     ort_level: given.Level,
 ) -> RunOptions:
     """The shared options as a record, and ONNX Runtime told to print nothing by itself."""
+    # NumPy first: where ONNX Runtime's extension loads it, Ctrl-C becomes an ImportError that hides what it was.
+    import numpy  # noqa: F401
     import onnxruntime
 
     onnxruntime.set_default_logger_severity(4)  # fatal only: what a provider cannot load arrives as an exception
@@ -329,7 +338,7 @@ def _checked_output(model: Path, asked: Path | None, out: Path | None, report: S
 
 
 def _finish(result: Result, out: Path | None, reports: Sequence[Path] | None, voice: Voice) -> int:
-    """Write the model if it may be written, then the reports, then say it; `out` is None on a dry run."""
+    """Write the model, if it may be written, and the reports, then say it; `out` is None on a dry run."""
     from rewriter.report.text import conclusion, report_blocks
 
     report = result.report
@@ -338,10 +347,11 @@ def _finish(result: Result, out: Path | None, reports: Sequence[Path] | None, vo
     if code == DONE and out is None:
         fate = "dry run, nothing written"
     elif code == DONE and out is not None:
-        result.save(out)
         report = report.model_copy(update={"after": report.after.model_copy(update={"path": str(out)})})
         fate = f"saved {out}" if report.changed else f"{out} is a byte-identical copy"
     content: dict[str, Any] = report.to_dict()
-    write_reports(reports or (), content)
+    with reports_ready(reports or (), content):
+        if code == DONE and out is not None:
+            result.save(out)
     voice.say(report_blocks(report, voice.verbose), conclusion(report, fate))
     return code

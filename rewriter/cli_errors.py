@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import traceback
 import warnings
@@ -12,8 +13,9 @@ from typing import Final
 
 import typer
 
-from rewriter.cli_show import complain
-from rewriter.errors import RewriterError
+from rewriter.cli_show import INTERRUPTED_SENTENCE, complain, interrupted, lost_output
+from rewriter.errors import BadInput, RewriterError
+from rewriter.visible import visible
 
 DONE: Final = 0
 """Verified and written, or equivalent, or nothing to be done."""
@@ -31,6 +33,7 @@ INTERRUPTED: Final = 130
 
 def guarded(app: typer.Typer, asked: list[str]) -> int:
     """Run the command that `asked` names; returns its exit code.  What libraries warn of stays out of the output."""
+    _open_closed_streams()
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # tensor names may hold what the terminal's encoding lacks
@@ -41,25 +44,71 @@ def guarded(app: typer.Typer, asked: list[str]) -> int:
         return _run(app, asked)
 
 
+def _open_closed_streams() -> None:
+    """Send what goes to a closed stream nowhere: Python has None for it, and files would get its number.
+
+    A library that prints to standard error would then print into the model that is being written.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free: this one
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115, PTH123 - open to the end
+
+
 def _run(app: typer.Typer, asked: list[str]) -> int:
+    try:
+        return _called(app, asked)
+    except OSError as error:
+        if not _output_failed():
+            return _bug(error, asked)
+        try:
+            lost_output(error)
+        except BadInput as said:
+            return _fail(str(said), BAD_INPUT)
+        return DONE
+
+
+def _output_failed() -> bool:
+    """Whether it is standard output that an error came from: it then refuses an empty line, too."""
+    try:
+        sys.stdout.write("\n")
+        sys.stdout.flush()
+    except OSError:
+        return True
+    return False
+
+
+def _called(app: typer.Typer, asked: list[str]) -> int:
     try:
         code = int(app(args=asked, prog_name="rewriter", standalone_mode=False) or DONE)
     except RewriterError as error:
         return _fail(str(error), error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
+    except SystemExit:  # typer makes this of a reader of its help who stopped reading
+        return DONE
     except MemoryError:
         return _fail("the memory of this machine is not enough; nothing was written.", NOT_VERIFIED)
+    except OSError:
+        raise
     except Exception as error:  # noqa: BLE001 - whatever else comes up is a bug, and is shown as one
         usage = _usage_sentence(error)
-        return _fail(usage, BAD_INPUT) if usage else _bug(error, asked)
+        if usage:
+            return _fail(usage, BAD_INPUT)
+        if not interrupted(error):
+            return _bug(error, asked)
+        code = INTERRUPTED
     if code == INTERRUPTED:  # typer makes this of Ctrl-C
-        complain("Interrupted: nothing half-written is left behind.")
+        complain(INTERRUPTED_SENTENCE)
     return code
 
 
 def _fail(sentence: str, code: int) -> int:
-    complain(f"Error: {sentence[:1].upper()}{sentence[1:]}")
+    complain(visible(f"Error: {sentence[:1].upper()}{sentence[1:]}"))
     return code
 
 
@@ -70,7 +119,8 @@ def _usage_sentence(error: Exception) -> str | None:
         return None
     context = getattr(error, "ctx", None)
     command = "rewriter" if context is None else context.command_path
-    return f"{' '.join(str(describe()).split()).rstrip('.')}; see '{command} --help'."
+    said = " ".join(str(describe()).split()).replace("Value error, ", "")  # pydantic, which typer reads choices with
+    return f"{said.rstrip('.')}; see '{command} --help'."
 
 
 def _bug(error: Exception, asked: Sequence[str]) -> int:

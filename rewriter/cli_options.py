@@ -29,10 +29,11 @@ ProviderOption = Annotated[
 ]
 ProviderOptions = Annotated[
     list[str] | None,
-    typer.Option("--provider-option", metavar="KEY=VALUE", help="An option of that provider; may be repeated."),
+    typer.Option("--provider-option", metavar="KEY=VALUE", help="An option of the cuda provider; may be repeated."),
 ]
 ThreadsOption = Annotated[
-    int, typer.Option("--threads", min=0, help="Threads inside an operator; 0 leaves the number to ONNX Runtime.")
+    int,
+    typer.Option("--threads", min=0, max=1024, help="Threads inside an operator; 0 leaves the number to ONNX Runtime."),
 ]
 InputsOption = Annotated[
     list[Path] | None,
@@ -87,8 +88,12 @@ def run_options(
     from rewriter.options import RunOptions, load_samples, parse_shapes
     from rewriter.session import Runtime
 
+    pairs = provider_options(provider_option or ())
+    if pairs and provider == "cpu":
+        # ONNX Runtime accepts any option for its CPU provider, and ignores it.
+        raise BadInput(f"--provider-option {pairs[0][0]} has no effect on the cpu provider, which has no options.")
     return RunOptions(
-        runtime=Runtime(provider, threads, ort_level, provider_options(provider_option or ())),
+        runtime=Runtime(provider, threads, ort_level, pairs),
         input_shapes=parse_shapes(input_shape or ()),
         samples=tuple(sample for path in inputs or () for sample in load_samples(path)),
         seed=seed,

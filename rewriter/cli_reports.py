@@ -1,10 +1,16 @@
-"""The files that `--report` writes: checked before the work, written atomically after it, whatever the verdict."""
+"""The files that `--report` writes: checked before the work, written atomically after it, whatever the verdict.
+
+Where a model is written too, either both appear or neither.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from secrets import token_hex
 from typing import TYPE_CHECKING, Any
 
 from rewriter.errors import BadInput
@@ -25,19 +31,59 @@ def check_reports(reports: Sequence[Path], others: Sequence[Path]) -> None:
             raise BadInput(f"the report '{path}' is a folder: give the name of a file.")
         if not path.parent.is_dir():
             raise BadInput(f"the report's folder '{path.parent}' does not exist: create it first.")
+        # A file is replaced in its folder; a device or pipe is written itself.
+        target = path if path.exists() and not path.is_file() else path.resolve().parent
+        if not os.access(target, os.W_OK):
+            raise BadInput(f"the report '{path}' cannot be written: '{target}' is not writable.")
         if any(path.resolve() == other.resolve() for other in others):
             raise BadInput(f"the report '{path}' is also a model of this command: choose another name.")
 
 
 def write_reports(reports: Sequence[Path], content: Mapping[str, Any]) -> None:
     """Write the same JSON to every file, each atomically; raises BadInput when one cannot be written."""
-    if not reports:
-        return
+    with reports_ready(reports, content):
+        pass
+
+
+@contextlib.contextmanager
+def reports_ready(reports: Sequence[Path], content: Mapping[str, Any]) -> Iterator[None]:
+    """Write the reports under other names, run the block, and give them their names if it raises nothing.
+
+    So a model written in the block is there only if its reports could be written, and they only if it could.
+    What is no file (a pipe, a device) is written before the block.  Raises BadInput when one cannot be written.
+    """
     from rewriter.saving import write_atomically
 
     data = (json.dumps(content, indent=2, allow_nan=False) + "\n").encode()
-    for path in reports:
-        write_atomically(path, data)
+    staged: list[tuple[Path, Path]] = []
+    try:
+        for path in reports:
+            if path.exists() and not path.is_file():
+                write_atomically(path, data)
+                continue
+            staged.append((_staged(path.resolve(), data), path.resolve()))
+        yield
+        for temporary, path in staged:
+            temporary.replace(path)
+    finally:
+        for temporary, _ in staged:
+            temporary.unlink(missing_ok=True)
+
+
+def _staged(path: Path, data: bytes) -> Path:
+    """The data in a file beside `path`, synced: all that is left to do is to rename it."""
+    temporary = path.with_name(f".rewriter-{token_hex(8)}")
+    try:
+        with temporary.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException as error:
+        temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise BadInput(f"the report '{path}' cannot be written: {error.strerror or error}.") from error
+        raise
+    return temporary
 
 
 def audit_report(audit: Audit, before: Model, after: Model, runtime: Runtime) -> dict[str, Any]:
@@ -58,7 +104,9 @@ def bench_report(result: Latency | Sequence[Timing], models: Sequence[Model], ru
     from rewriter.timing import Latency
 
     frame = _frame("bench", models[0], models[1] if len(models) > 1 else None, runtime)
-    plain: dict[str, Any] = {**frame, "attempts": [], "latency": None, "timing": None, "timings": []}
+    # Whether the models compute the same is not judged here, not even where the timed outputs are the same bits.
+    judged = {"verdict": "not_verified", "grade": None, "reason": "Only timed: `rewriter audit` judges equivalence."}
+    plain: dict[str, Any] = {**frame, **judged, "attempts": [], "latency": None, "timing": None, "timings": []}
     if isinstance(result, Latency):
         return {**plain, "latency": asdict(result)}
     pairs = [

@@ -6,11 +6,15 @@ In a terminal tables fit its width and the verdict has a colour; elsewhere the t
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TextIO
+
+from rewriter.errors import BadInput
+from rewriter.visible import visible, visible_lines
 
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
@@ -18,6 +22,8 @@ if TYPE_CHECKING:
     from rewriter.report.text import Block, Table
 
 Progress = Callable[[str, int, int], None]
+
+INTERRUPTED_SENTENCE = "Interrupted: nothing half-written is left behind."
 
 _WIDE = 100_000
 """Columns when nobody looks: no line is ever broken or cut."""
@@ -46,7 +52,7 @@ class Voice:
 
     def say(self, blocks: Sequence[Block], last: str) -> None:
         """Print the blocks with an empty line after each, then the last line."""
-        show([] if self.quiet else blocks, last)
+        show([] if self.quiet else blocks, visible(last))
 
     @contextlib.contextmanager
     def progress(self, first: str) -> Iterator[Progress]:
@@ -61,8 +67,12 @@ class Voice:
 
 
 def show(blocks: Sequence[Block], last: str) -> None:
-    """Print a result.  A reader who stops reading (`| head`) is no error."""
+    """Print a result.  A reader who stops reading (`| head`) is no error.
+
+    Raises BadInput when standard output cannot be written otherwise (a full disk).
+    """
     terminal = sys.stdout.isatty()
+    last = "\n".join(visible_lines(last))
     lines = []
     for block in blocks:
         lines += [*_lines(block, terminal), ""]
@@ -72,24 +82,49 @@ def show(blocks: Sequence[Block], last: str) -> None:
         if last:
             sys.stdout.write((_coloured(last) if terminal else last) + "\n")
         sys.stdout.flush()
-    except BrokenPipeError:
-        # Python flushes standard output once more when it exits, and would complain there.
-        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, PTH123 - stays open to the end
+    except OSError as error:
+        lost_output(error)
+
+
+def lost_output(error: OSError) -> None:
+    """What is left to do when standard output failed: nothing for a reader who stopped; raises BadInput otherwise."""
+    # Python flushes standard output once more when it exits, and would complain there.
+    sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, PTH123 - stays open to the end
+    if not isinstance(error, BrokenPipeError):
+        raise BadInput(
+            f"standard output cannot be written: {error.strerror or error}; only this text is lost, the work before it "
+            "is done."
+        ) from error
 
 
 def complain(text: str) -> None:
-    """One line on standard error; lost when nobody listens."""
+    """Lines on standard error; lost when nobody listens."""
+    if sys.stderr is None:  # closed, and interrupted before it could be replaced
+        return
     with contextlib.suppress(OSError, ValueError):
-        sys.stderr.write(text + "\n")
+        sys.stderr.write("\n".join(visible_lines(text)) + "\n")
         sys.stderr.flush()
+
+
+def interrupted(error: BaseException | None) -> bool:
+    """Whether Ctrl-C is behind an error: extension modules that it hits while they load make an ImportError of it."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        if isinstance(error, KeyboardInterrupt):
+            return True
+        seen.add(id(error))
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _lines(block: Block, terminal: bool) -> list[str]:
     if isinstance(block, str):
-        return block.splitlines()
+        return visible_lines(block)
     from rich.console import Console
 
-    console = Console() if terminal else Console(width=_WIDE, color_system=None, force_terminal=False)
+    # Rich writes to its file even where it captures: a standard output that fails is found out in `show`, not here.
+    plain = Console(file=io.StringIO(), width=_WIDE, color_system=None, force_terminal=False)
+    console = Console() if terminal else plain
     if console.width - _fixed_width(block) < _LEAST_ROOM:
         console = Console(width=_WIDE)  # printed whole, for the terminal to break: nothing is ever cut
     with console.capture() as captured:
@@ -102,7 +137,7 @@ def _fixed_width(table: Table) -> int:
     from rich.cells import cell_len
 
     rows = (table.columns, *table.rows)
-    return sum(max(cell_len(row[place]) for row in rows) + _GAP for place in range(len(table.columns) - 1))
+    return sum(max(cell_len(visible(row[place])) for row in rows) + _GAP for place in range(len(table.columns) - 1))
 
 
 def _rich_table(table: Table) -> RichTable:
@@ -116,7 +151,7 @@ def _rich_table(table: Table) -> RichTable:
         justify: Literal["left", "right"] = "right" if name in table.right else "left"
         made.add_column(Text(name), justify=justify, overflow="fold", no_wrap=not wrap)
     for row in table.rows:
-        made.add_row(*(Text(cell) for cell in row))
+        made.add_row(*(Text(visible(cell)) for cell in row))
     return made
 
 
@@ -154,7 +189,7 @@ def _stages(first: str, stream: TextIO) -> Progress:
     def report(what: str, _done: int, _total: int) -> None:
         if not seen or seen[-1] != what:
             seen.append(what)
-            stream.write(f"{what} ...\n")
+            stream.write(f"{visible(what)} ...\n")
             stream.flush()
 
     report(first, 0, 0)

@@ -13,6 +13,7 @@ from rewriter.equivalence import Audit, AuditOptions
 from rewriter.equivalence.records import Verdict
 from rewriter.errors import BadInput
 from rewriter.feeds import Inputs, representative
+from rewriter.lifting import convs
 from rewriter.model import Model
 from rewriter.options import RunOptions
 from rewriter.propose import Applied, Step, replay, sweep, unreachable_sites
@@ -61,7 +62,7 @@ def rewrite(model: Model, steps: Sequence[Step], options: RunOptions, progress: 
         attempts += declined
     progress("rewriting", len(steps), len(steps))
     if not applied:
-        return _unchanged(model, attempts, "No pass applies anywhere.")
+        return _unchanged(model, attempts, _nothing_done(model, "No pass applies anywhere."))
     audit = _audit(model, current, applied, options, progress)
     if audit.verdict != "equivalent":
         attempts = _accepted(applied, audit) + attempts
@@ -84,7 +85,9 @@ def optimize(
     current, applied, attempts = search(model, rules, settings, options, inputs, _MEASURE_SHARE * budget, progress)
     attempts += unreachable_sites(model)
     if not applied:
-        return replace(_unchanged(model, attempts, "No rewrite was measured faster."), inputs=inputs)
+        return replace(
+            _unchanged(model, attempts, _nothing_done(model, "No rewrite was measured faster.")), inputs=inputs
+        )
     seconds = min(_MOST_TIMING, _TIMING_SHARE * budget)
     current, kept, timing, left_out = _fastest(model, current, applied, inputs, options, seconds, progress)
     attempts = left_out + attempts
@@ -106,6 +109,11 @@ def optimize(
     attempts = _demoted(kept, timing) + attempts
     reason = f"The whole was not measured faster: {timing.reason}"
     return replace(_unchanged(model, attempts, reason), inputs=inputs, timing=timing)
+
+
+def _nothing_done(model: Model, reason: str) -> str:
+    """The reason, unless there was nothing to look at."""
+    return reason if convs(model) or unreachable_sites(model) else "The model has no convolution."
 
 
 def _fastest(

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import onnx
 
-from rewriter.bindings import describe, find_bindings
+from rewriter.bindings import describe, find_bindings, known_size
 from rewriter.errors import BadInput, NotVerified
 from rewriter.model import Model
 from rewriter.options import Feeds, RunOptions
@@ -30,17 +30,63 @@ class Inputs:
 def representative(model: Model, options: RunOptions) -> Inputs:
     """The user's first sample, or inputs of batch 1: standard normal floats, integers below 2, all seeded.
 
-    Raises BadInput when the sample lacks an input, NotVerified when an input is no tensor or has no known rank.
+    Raises BadInput when the sample does not fit the model (see `check_samples`), NotVerified when an input is no
+    tensor or has no known rank.
     """
     if options.samples:
-        missing = [value.name for value in model.inputs if value.name not in options.samples[0]]
-        if missing:
-            raise BadInput(f"the given inputs have no array for the model's input '{missing[0]}'.")
+        check_samples(model, options.samples[:1])
         return Inputs({value.name: options.samples[0][value.name] for value in model.inputs}, {})
     binding = find_bindings(model, options.input_shapes, (1,))[0]
     rng = np.random.default_rng(options.seed)
     feeds = {value.name: _draw(value, binding.shapes.get(value.name), rng) for value in model.inputs}
     return Inputs(feeds, binding.chosen)
+
+
+def check_samples(model: Model, samples: Sequence[Feeds]) -> None:
+    """Raise BadInput unless every sample has an array of the declared type and shape for each input, and no other."""
+    for number, sample in enumerate(samples, 1):
+        which = "the given inputs" if len(samples) == 1 else f"the given inputs number {number}"
+        for value in model.inputs:
+            if value.name not in sample:
+                raise BadInput(f"{which} have no array for the model's input '{value.name}' ({_declared(value)}).")
+            array = sample[value.name]
+            if not _fits(value, array):
+                found = f"{array.dtype} {list(array.shape)}"
+                raise BadInput(f"{which} have {found} for '{value.name}', which the model declares {_declared(value)}.")
+        known = [value.name for value in model.inputs]
+        for name in sample:
+            if name not in known:
+                listed = ", ".join(f"'{entry}'" for entry in known) or "none"
+                raise BadInput(f"{which} have an array '{name}', but the model's inputs are: {listed}.")
+
+
+def _fits(value: onnx.ValueInfoProto, array: np.ndarray) -> bool:
+    """Whether an array has the type, rank and fixed sizes that are declared; what is no tensor is not judged."""
+    kind = value.type.tensor_type
+    if not value.type.HasField("tensor_type"):
+        return True
+    if kind.elem_type == onnx.TensorProto.STRING:
+        same = array.dtype.kind in "OUST"
+    else:
+        same = array.dtype == onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type)
+    if not same or not kind.HasField("shape"):
+        return same
+    dims = kind.shape.dim
+    return len(dims) == array.ndim and all(
+        known_size(dim) in (None, size) for dim, size in zip(dims, array.shape, strict=True)
+    )
+
+
+def _declared(value: onnx.ValueInfoProto) -> str:
+    """`float32 [N, 3, 224, ?]`."""
+    kind = value.type.tensor_type
+    if not value.type.HasField("tensor_type"):
+        return "as no tensor"
+    if kind.elem_type == onnx.TensorProto.STRING:
+        name = "string"
+    else:
+        name = str(onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type))
+    return f"{name} {describe(value)}" if kind.HasField("shape") else f"{name} of any shape"
 
 
 def _draw(value: onnx.ValueInfoProto, shape: Shape | None, rng: np.random.Generator) -> np.ndarray:

@@ -78,6 +78,8 @@ class ConvSite:
 def lift(model: Model, index: int) -> ConvSite:
     """The conv map at a Conv node; declines when weight or bias are not constant or do not fit together."""
     node = model.nodes[index]
+    outputs = len(node.output)
+    require(outputs == 1, f"it has {outputs} outputs: a Conv has exactly one, the model is invalid", *node.output)
     where = node.output[0]
     require(node.op_type == "Conv" and node.domain in ("", "ai.onnx"), "not a Conv", where, matched=0)
     require(model.opset >= 7, f"the model's opset {model.opset} is below 7, the oldest one supported", where)
@@ -125,5 +127,5 @@ def convs(model: Model) -> list[int]:
     return [
         index
         for index, node in enumerate(model.nodes)
-        if node.op_type == "Conv" and node.domain in ("", "ai.onnx") and len(node.input) >= 2
+        if node.op_type == "Conv" and node.domain in ("", "ai.onnx") and len(node.input) >= 2 and node.output
     ]

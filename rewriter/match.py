@@ -31,7 +31,7 @@ class Match:
 def starts(pattern: NodePattern, model: Model) -> Iterator[int]:
     """Positions of the nodes that could be the pattern's last."""
     for index, node in enumerate(model.nodes):
-        if node.op_type == pattern.op_type and node.domain in ("", "ai.onnx"):
+        if node.op_type == pattern.op_type and node.domain in ("", "ai.onnx") and node.output:
             yield index
 
 

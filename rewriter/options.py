@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from numpy.lib.npyio import NpzFile
 
 from rewriter.errors import BadInput
 from rewriter.session import Runtime
@@ -28,12 +30,31 @@ class RunOptions:
 def load_samples(path: Path) -> tuple[Feeds, ...]:
     """The arrays of an .npz file by input name, as one sample.  Raises BadInput when it is none."""
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            return ({name: archive[name] for name in archive.files},)
+        archive = np.load(path, allow_pickle=False)
     except FileNotFoundError as error:
         raise BadInput(f"the inputs file '{path}' does not exist.") from error
-    except Exception as error:
-        raise BadInput(f"the inputs file '{path}' is no .npz archive of plain arrays: {error}.") from error
+    except OSError as error:
+        raise BadInput(f"the inputs file '{path}' cannot be read: {error.strerror or error}.") from error
+    except Exception as error:  # NumPy's own reasons are about pickles and zip directories
+        raise BadInput(f"the inputs file '{path}' is no .npz archive: write one with numpy.savez.") from error
+    if not isinstance(archive, NpzFile):
+        raise BadInput(
+            f"the inputs file '{path}' is one array without a name, no .npz archive: write it with numpy.savez, under "
+            "the input's name."
+        )
+    with archive:
+        return ({name: _array(archive, name, path) for name in archive.files},)
+
+
+def _array(archive: NpzFile, name: str, path: Path) -> np.ndarray:
+    try:
+        array = archive[name]
+    except Exception as error:  # zip, zlib, header and pickle errors of many classes
+        what = "Python objects" if "allow_pickle" in str(error) else "damaged data"
+        raise BadInput(f"the array '{name}' of the inputs file '{path}' is {what}, not numbers.") from error
+    if not isinstance(array, np.ndarray):
+        raise BadInput(f"the member '{name}' of the inputs file '{path}' is no array.")
+    return array
 
 
 def parse_shapes(texts: Sequence[str]) -> dict[str, Shape]:
@@ -42,7 +63,9 @@ def parse_shapes(texts: Sequence[str]) -> dict[str, Shape]:
     for text in texts:
         name, colon, sizes = text.rpartition(":")
         parts = sizes.replace("x", ",").split(",")
-        if not colon or not name or not all(part.strip().isdigit() for part in parts):
+        if not colon or not name or not all(re.fullmatch("[0-9]{1,18}", part.strip()) for part in parts):
             raise BadInput(f"--input-shape {text} is not of the form name:1,3,224,224.")
+        if name in shapes:
+            raise BadInput(f"--input-shape gives the shape of '{name}' twice.")
         shapes[name] = tuple(int(part) for part in parts)
     return shapes

@@ -12,7 +12,7 @@ from rewriter.delimit import closure
 from rewriter.errors import BadInput
 from rewriter.graph import Graph
 from rewriter.model import Edit, Model
-from rewriter.rule import Attempt, Declined, Rewrite, Settings
+from rewriter.rule import Attempt, Declined, Rewrite, Setting, Settings
 from rewriter.wiring import subgraphs
 
 
@@ -128,6 +128,11 @@ def replay(applied: Sequence[Applied]) -> Callable[[onnx.ModelProto], onnx.Model
 def unreachable_sites(model: Model) -> list[Attempt]:
     """Convolutions that no pass is asked about, each with the reason: those in subgraphs and model-local functions."""
     found = [
+        Attempt("", node.name, "declined", "This Conv has no output: it computes nothing, and the model is invalid.")
+        for node in model.nodes
+        if node.op_type == "Conv" and not node.output
+    ]
+    found += [
         Attempt("", name, "declined", f"It is inside the subgraph of {owner}; only the main graph is rewritten.")
         for node in model.nodes
         for owner, name in _inner_convs(node)
@@ -141,7 +146,7 @@ def unreachable_sites(model: Model) -> list[Attempt]:
                 f"It is inside the function {function.name}; only the main graph is rewritten.",
             )
             for node in function.node
-            if node.op_type == "Conv"
+            if node.op_type == "Conv" and node.output
         ]
     return found
 
@@ -150,7 +155,7 @@ def _inner_convs(node: onnx.NodeProto) -> list[tuple[str, str]]:
     found = []
     for graph in subgraphs(node):
         for inner in graph.node:
-            if inner.op_type == "Conv":
+            if inner.op_type == "Conv" and inner.output:
                 found.append((f"{node.op_type} '{node.output[0]}'", inner.output[0]))
             found += _inner_convs(inner)
     return found
@@ -170,9 +175,25 @@ def parse_settings(known: Mapping[str, Pass], assignments: Sequence[str]) -> dic
         if key not in defaults:
             keys = ", ".join(defaults) or "none"
             raise BadInput(f"--set {text}: pass '{name}' has no setting '{key}'; it has: {keys}.")
-        kind = type(defaults[key])
-        try:
-            chosen.setdefault(name, {})[key] = value if kind is str else kind(value)
-        except ValueError:
-            raise BadInput(f"--set {text}: '{value}' is no {kind.__name__}.") from None
+        if key in chosen.get(name, {}):
+            raise BadInput(f"--set {text}: {target} is set twice.")
+        chosen.setdefault(name, {})[key] = _setting(text, value, type(defaults[key]))
     return dict(chosen)
+
+
+def _setting(text: str, value: str, kind: type[Setting]) -> Setting:
+    """A value of the type that the default has; whole numbers are sizes and counts, and never negative."""
+    if kind is str:
+        return value
+    if kind is bool:
+        if value not in ("true", "false"):
+            raise BadInput(f"--set {text}: '{value}' is neither true nor false.")
+        return value == "true"
+    try:
+        number = kind(value)
+    except ValueError:
+        what = "whole number" if kind is int else "number"
+        raise BadInput(f"--set {text}: '{value}' is no {what}.") from None
+    if kind is int and int(number) < 0:
+        raise BadInput(f"--set {text}: {value} is negative; it must be 0 or more.")
+    return number

@@ -45,7 +45,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"constants", "names", "saving", "session"}),
     frozenset({"model"}),  # load, look, splice
     frozenset({"external", "wire", "wiring"}),  # data files, bytes, who makes and reads each tensor
-    frozenset({"errors"}),
+    frozenset({"errors", "visible"}),
 )
 TABLE = Path(__file__).name
 RANK = {name: rank for rank, row in enumerate(LAYERS) for name in row}

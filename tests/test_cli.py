@@ -69,10 +69,16 @@ BAD: tuple[tuple[Sequence[str], str], ...] = (
     ((*OPTIMIZE, "--only", "regroup", "--skip", "regroup"), "leave no pass to try"),
     ((*REWRITE, "--set", "factor=2"), "not of the form pass.key=value"),
     ((*REWRITE, "--set", "regroup.size=2"), "has no setting 'size'"),
-    ((*REWRITE, "--set", "regroup.factor=two"), "'two' is no int"),
+    ((*REWRITE, "--set", "regroup.factor=two"), "'two' is no whole number"),
+    ((*REWRITE, "--set", "regroup.factor=" + "9" * 5000), "is no whole number"),
+    ((*REWRITE, "--set", "regroup.factor=-1"), "-1 is negative; it must be 0 or more"),
+    ((*REWRITE, "--set", "regroup.factor=2", "--set", "regroup.factor=4"), "regroup.factor is set twice"),
     ((*REWRITE, "--set", "nothing.factor=2"), "there is no pass 'nothing'"),
     ((*REWRITE, "--set", "depthwise-sum-to-grouped.shuffle=gather"), "add --pass depthwise-sum-to-grouped"),
     ((*REWRITE, "--input-shape", "input"), "not of the form name:1,3,224,224"),
+    ((*REWRITE, "--input-shape", "input:\u00b2,3,32,32"), "not of the form name:1,3,224,224"),
+    ((*REWRITE, "--input-shape", "input:1,3,32," + "9" * 5000), "not of the form name:1,3,224,224"),
+    ((*REWRITE, "--input-shape", "input:1,3,32,32", "--input-shape", "input:2,3,32,32"), "'input' twice"),
     ((*REWRITE, "--input-shape", "inputs:1,3,32,32"), "inputs"),
     ((*REWRITE, "--input-shape", "input:1,3,33,33"), "33"),
     ((*REWRITE, "--inputs", "broken.npz"), "'broken.npz' is no .npz archive"),
@@ -82,16 +88,18 @@ BAD: tuple[tuple[Sequence[str], str], ...] = (
     ((*REWRITE, "--report", "nowhere/r.json"), "folder 'nowhere' does not exist"),
     (("rewrite", "net.onnx", "-o", "a.json", "--pass", "regroup", "--report", "a.json"), "is also a model"),
     ((*REWRITE, "--threads", "-1"), "--threads"),
+    ((*REWRITE, "--threads", "99999999999999"), "less than or equal to 1024"),
     ((*REWRITE, "--seed", "-1"), "--seed"),
-    ((*REWRITE, "--provider", "tpu"), "--provider"),
+    ((*REWRITE, "--provider", "tpu"), "Invalid value for '--provider': 'tpu' is not one of"),
     ((*REWRITE, "--provider-option", "arena"), "not of the form key=value"),
+    ((*REWRITE, "--provider-option", "foo=bar"), "--provider-option foo has no effect on the cpu provider"),
     ((*REWRITE, "--ort-level", "99"), "--ort-level"),
     ((*OPTIMIZE, "--budget", "0"), "no positive number of seconds"),
     ((*OPTIMIZE, "--budget", "nan"), "no positive number of seconds"),
 )
 
 
-@pytest.mark.parametrize(("arguments", "sentence"), BAD, ids=[" ".join(arguments) for arguments, _ in BAD])
+@pytest.mark.parametrize(("arguments", "sentence"), BAD, ids=[" ".join(arguments)[:90] for arguments, _ in BAD])
 def test_bad_usage(arguments: Sequence[str], sentence: str, folder: Path, capsys: Captured) -> None:
     before = files(folder)
     assert main(arguments) == 2

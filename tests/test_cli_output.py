@@ -136,12 +136,15 @@ def test_bench_times_one_or_several(folder: Path, capsys: Captured) -> None:
     one = json.loads(Path("one.json").read_text())
     assert one["latency"]["ms"] > 0
     assert one["timing"] is None
+    assert (one["verdict"], one["attempts"]) == ("not_verified", [])
     assert main(["bench", "dense.onnx", "dense.onnx", "--budget", "1", "--report", "two.json"]) == 0
     out = capsys.readouterr().out
     assert "bitwise equal" in out
     two = json.loads(Path("two.json").read_text())
     assert (two["schema"], two["command"]) == ("https://onnx-conv-rewriter/report/1", "bench")
     assert two["timing"] == two["timings"][0]
+    assert (two["verdict"], two["grade"]) == ("not_verified", None)
+    assert "audit" in two["reason"]
     assert {"provider", "threads", "speedup", "interval", "before_ms", "after_ms"} <= two["timing"].keys()
     assert two["before"]["sha256"] == two["after"]["sha256"]
 

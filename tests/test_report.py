@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
+import onnx
 import pytest
 
+from rewriter.choose import Place, _decide
 from rewriter.equivalence.records import Audit, OutputAudit, RegionAudit, Verdict, failed, passed
 from rewriter.report import text, text_audit
 from rewriter.report.record import AttemptRecord, FileRecord, Report, TimingRecord
@@ -241,3 +245,17 @@ def test_bench_names_the_best() -> None:
     assert table.rows[1][-1].startswith("differ in bits")
     line = "FASTER | c against a: 2.00x (1.90 to 2.10) | 2 threads | 1 slower, 1 faster | cpu"
     assert text_audit.bench_conclusion(found) == line
+
+
+@pytest.mark.parametrize(
+    ("effect", "said"), [(0.0812, "within the noise of 8.1 % seen in the control"), (None, "too few pairs")]
+)
+def test_a_candidate_in_the_noise_says_how_much_noise(effect: float | None, said: str) -> None:
+    measured = replace(timing("b.onnx", 1.01, "NOISE"), smallest_effect=effect)
+    candidate: Any = SimpleNamespace(
+        step=SimpleNamespace(rule=SimpleNamespace(name="regroup")), rewrite=SimpleNamespace(site="y", summary="s")
+    )
+    place = Place("y", (candidate,), frozenset(), (), (), onnx.ModelProto(), "key")
+    winner, (attempt,) = _decide(place, [measured], "y")
+    assert (winner, attempt.outcome) == (None, "not_worth_it")
+    assert said in attempt.reason

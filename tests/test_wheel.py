@@ -71,7 +71,7 @@ def test_entry_points(wheel: Path) -> None:
     points = configparser.ConfigParser()
     points.read_string(text)
     assert {name: dict(points[name]) for name in points.sections()} == {
-        "console_scripts": {"rewriter": "rewriter.cli:main"},
+        "console_scripts": {"rewriter": "rewriter.__main__:main"},
         "rewriter.passes": {"conv": "passes"},
     }
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from rewriter.report.record import AttemptRecord, FileRecord, Report, TimingRecord
+from rewriter.visible import visible
 
 _SHOWN_REASONS = 12
 """Groups of reasons printed without -v: the nearest misses."""
@@ -50,13 +51,13 @@ def report_blocks(report: Report, verbose: bool) -> list[Block]:
     if report.changed:
         blocks += [operator_table(report.before, report.after)]
     if report.timing is not None:
-        blocks += [timing_line(report.timing)]
+        blocks += [visible(timing_line(report.timing))]
     if report.chosen_shapes:
-        blocks += [f"Input shapes nobody gave, chosen for the timing: {shapes_text(report.chosen_shapes)}."]
+        blocks += [visible(f"Input shapes nobody gave, chosen for the timing: {shapes_text(report.chosen_shapes)}.")]
     if report.audit is not None:
-        blocks += [f"Audit: {graded(report.audit.verdict, report.audit.grade)}. {report.audit.reason}"]
-        blocks += [f"Note: {note}" for note in report.audit.notes]
-    return blocks + [f"Note: {note}" for note in report.notes]
+        blocks += [visible(f"Audit: {graded(report.audit.verdict, report.audit.grade)}. {report.audit.reason}")]
+        blocks += [visible(f"Note: {note}") for note in report.audit.notes]
+    return blocks + [visible(f"Note: {note}") for note in report.notes]
 
 
 def kept_table(kept: Sequence[AttemptRecord], verbose: bool) -> Table:

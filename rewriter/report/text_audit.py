@@ -8,22 +8,25 @@ from collections.abc import Sequence
 from rewriter.equivalence.records import Audit, LevelResult, OutputAudit, RegionAudit
 from rewriter.report.text import Block, Table, clause, counted, graded, sites_text, threads_text, verdict_word
 from rewriter.timing import Latency, Timing
+from rewriter.visible import visible
 
 _MARKS = {"pass": "passed", "fail": "FAILED", "not applicable": "n/a", "not exact here": "not exact here"}
 
 
 def audit_blocks(audit: Audit, verbose: bool) -> list[Block]:
     """The whole audit but its last line: the levels, the regions, the outputs, the notes."""
-    blocks: list[Block] = [f"Audit: {graded(audit.verdict, audit.grade)}. {audit.reason}"]
+    blocks: list[Block] = [visible(f"Audit: {graded(audit.verdict, audit.grade)}. {audit.reason}")]
     blocks += [level_table(audit.levels)] if audit.levels else []
     blocks += [region_table(audit.regions, verbose)] if audit.regions else []
     if verbose:
         blocks += [region_details(number, region) for number, region in enumerate(audit.regions, 1)]
     blocks += [output_table(audit.outputs)] if audit.outputs else []
     blocks += [
-        f"Run {witness.recipe} was not possible: {witness.problem}" for witness in audit.witnesses if witness.problem
+        visible(f"Run {witness.recipe} was not possible: {witness.problem}")
+        for witness in audit.witnesses
+        if witness.problem
     ]
-    return blocks + [f"Note: {note}" for note in audit.notes]
+    return blocks + [visible(f"Note: {note}") for note in audit.notes]
 
 
 def level_table(levels: Sequence[LevelResult]) -> Table:
@@ -62,7 +65,7 @@ def region_details(number: int, region: RegionAudit) -> str:
     blind = {None: "not measured", True: "no", False: "yes"}[region.blind]
     lines = [f"Region {number}, {', '.join(region.outputs)}: {graded(region.verdict, region.grade)}. {region.reason}"]
     lines += [f"  {entry.level} {_MARKS[entry.outcome]}: {entry.detail}" for entry in region.levels]
-    return "\n".join([*lines, f"  outputs respond to it: {blind}"])
+    return "\n".join(map(visible, [*lines, f"  outputs respond to it: {blind}"]))
 
 
 def output_table(outputs: Sequence[OutputAudit]) -> Table:
@@ -135,7 +138,7 @@ def bench_blocks(timings: Sequence[Timing]) -> list[Block]:
     )
     numbers = (f"{timings[0].before} [ms]", "this [ms]", "speed-up", "95 % interval", "visible from", "pairs")
     blocks: list[Block] = [Table(("model", *numbers, "verdict", "outputs"), rows, frozenset(numbers))]
-    blocks += ["\n".join(f"{entry.after}: {entry.reason}" for entry in timings)]
+    blocks += ["\n".join(visible(f"{entry.after}: {entry.reason}") for entry in timings)]
     return blocks + _nondeterministic(
         tuple(dict.fromkeys(name for entry in timings for name in entry.nondeterministic))
     )
@@ -163,4 +166,4 @@ def bench_conclusion(timings: Sequence[Timing]) -> str:
 
 
 def _nondeterministic(names: Sequence[str]) -> list[Block]:
-    return [f"Note: two runs on the same inputs differ in {', '.join(names)}."] if names else []
+    return [visible(f"Note: two runs on the same inputs differ in {', '.join(names)}.")] if names else []
