@@ -33,7 +33,7 @@ def measure_blindness(
         return unknown
     try:
         proto = _instrumented(model, bound, names)
-        session = open_session(proto.SerializeToString(), runtime, external_folder=model.folder)
+        session = open_session(proto, runtime, external_folder=model.folder)
         outputs = [value.name for value in model.outputs]
         ones = {_factor(n): np.ones(shape, _dtype(bound, n)) for n, shape in names.items()}
         plain = run(session, {**first.feeds, **ones}, outputs)

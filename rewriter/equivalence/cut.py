@@ -63,18 +63,26 @@ class Cut:
         return model
 
 
-def cut(side: Side, nodes: Sequence[int], region: Region, other_shapes: Sequence[Mapping[str, Shape]]) -> Cut:
-    """Cut one side of a region out; dimensions in which `other_shapes` differ from the side's binding stay free."""
+def cut(
+    side: Side,
+    nodes: Sequence[int],
+    region: Region,
+    types: Mapping[str, onnx.TypeProto],
+    bindings: Sequence[Mapping[str, Shape]],
+) -> Cut:
+    """Cut one side of a region out; dimensions in which the bindings' entering shapes differ stay free.
+
+    `types` are those of the original's entering tensors, for both sides: behind an operator that ONNX does not know,
+    the rewritten model has none.
+    """
     kinds = {}
     for name in region.inputs:
-        kind = side.bound.types[name]
-        shape = side.bound.shape(name) or ()
-        sizes = [shapes[name] for shapes in other_shapes if name in shapes]
+        shape, *sizes = (shapes[name] for shapes in bindings)
         dims: list[int | str] = [
             size if all(len(s) == len(shape) and s[axis] == size for s in sizes) else f"{name}.{axis}"
             for axis, size in enumerate(shape)
         ]
-        kinds[name] = onnx.helper.make_tensor_type_proto(kind.tensor_type.elem_type, dims)
+        kinds[name] = onnx.helper.make_tensor_type_proto(types[name].tensor_type.elem_type, dims)
     proto = extract(side.model, nodes, kinds, region.outputs)
     kept = [node for node in proto.graph.node if not all(side.constant(name) for name in node.output if name)]
     del proto.graph.node[:]
@@ -109,15 +117,24 @@ class Runner:
 
     def plain(self, feeds: Mapping[str, Array], weights: Mapping[str, Array]) -> dict[str, Array]:
         """Outputs at ORT_DISABLE_ALL; raises SessionFailed."""
-        return run(self._fed, self._feeds(feeds) | {name: _plain(value) for name, value in weights.items()})
+        return own(run(self._fed, self._feeds(feeds) | {name: _plain(value) for name, value in weights.items()}))
 
     def deployed(self, feeds: Sequence[Mapping[str, Array]], weights: Mapping[str, Array]) -> list[dict[str, Array]]:
         """Outputs for each of the feeds at the deployed level; raises SessionFailed."""
         session = open_session(self.cut.with_weights(weights), self.runtime)
-        return [run(session, self._feeds(entry)) for entry in feeds]
+        return [own(run(session, self._feeds(entry))) for entry in feeds]
+
+    def release(self) -> None:
+        """Close the session that `plain` opened, with the memory it keeps for further runs."""
+        vars(self).pop("_fed", None)
 
     def _feeds(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         return {value.name: feeds[value.name] for value in self.cut.proto.graph.input}
+
+
+def own(values: Mapping[str, Array]) -> dict[str, Array]:
+    """Copies: ONNX Runtime's own arrays keep all the memory of their session alive."""
+    return {name: value.copy() for name, value in values.items()}
 
 
 def _plain(value: Array) -> Array:

@@ -7,6 +7,7 @@ the type holds exactly, so the order of summation does not matter and equality i
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -17,8 +18,8 @@ from numpy.typing import NDArray
 from rewriter.constants import Array
 from rewriter.equivalence.cut import Cut, Runner
 from rewriter.equivalence.linear import LINEAR
-from rewriter.equivalence.oracle import Oracle
-from rewriter.equivalence.precision import difference, significand_bits
+from rewriter.equivalence.oracle import Oracle, OracleFailed
+from rewriter.equivalence.precision import difference, significand_bits, wide
 from rewriter.equivalence.records import LevelResult, failed, not_applicable, not_exact, passed
 from rewriter.session import Runtime, SessionFailed, open_session, run
 from rewriter.shapes import Shape
@@ -29,6 +30,11 @@ EXACT = (LINEAR - {"BatchNormalization"}) | {"Relu", "Max", "Min", "MaxPool"}
 """Operators that turn integers into integers without rounding while they fit."""
 _LARGEST_INPUT = 15
 _LARGEST_WEIGHTS = (32, 8, 2, 1)
+_FEW_DRAWS = ((4, 1 << 15), (6, 1 << 10))
+"""Draws and largest weight for large regions: as unlikely to miss a changed weight as 12 draws of weights to 32."""
+_FEWEST_DRAWS = 4
+LARGE = 1 << 22
+"""Elements of a region's largest tensor from which on it is run on fewer draws."""
 _ORACLE_DRAWS = 2
 _DEPLOYED_DRAWS = 3
 _COMBINED = "Not applicable: re-weighted by value the regions differ, as combined weights do."
@@ -51,11 +57,19 @@ class Exchange:
     draws: int
     ignored: frozenset[str] = frozenset()
     """Constants set to zero on either side: offsets, where these were combined although the weights only moved."""
+    elements: tuple[int, ...] = (0,)
+    """Elements of the largest tensor in the region, per binding."""
+
+    @property
+    def large(self) -> bool:
+        """Whether runs cost so much that few must do."""
+        return self.elements[0] > LARGE
 
 
 @dataclass(frozen=True, eq=False)
 class _Draw:
-    feeds: Mapping[str, Array]
+    feeds: Callable[[], Mapping[str, Array]]
+    """Made when needed, the same each time: those of a large region would fill the memory."""
     largest_weight: int
     seed: int
 
@@ -86,7 +100,7 @@ def compare_exactly(
         if not moved and rerun is not None:
             return _compare_rerun(exchange, bits, rerun)
         return _compare_hashed(exchange, bits, moved)
-    except _NotExact as reason:
+    except (_NotExact, OracleFailed) as reason:
         return not_exact("L2", f"Not exact here: {reason}.")
 
 
@@ -115,15 +129,16 @@ def _compare_hashed(exchange: Exchange, bits: int, moved: bool) -> LevelResult:
     oracle = Oracle(exchange.before.cut)
     nonzero, fed = 0.0, []
     for number, draw in enumerate(draws):
+        feeds = draw.feeds()
         weights = [_weights(exchange, runner.cut, draw) for runner in (exchange.before, exchange.after)]
         try:
-            old = exchange.before.plain(draw.feeds, weights[0])
+            old = exchange.before.plain(feeds, weights[0])
         except SessionFailed as error:
             raise _NotExact(f"the original region does not run on its own ({error})") from error
-        if number < _ORACLE_DRAWS:
-            _require_exact(old, oracle(draw.feeds, weights[0]), "at ORT_DISABLE_ALL")
+        if number < (1 if exchange.large else _ORACLE_DRAWS):
+            _require_exact(old, oracle(feeds, weights[0]), "at ORT_DISABLE_ALL")
         try:
-            new = exchange.after.plain(draw.feeds, weights[1])
+            new = exchange.after.plain(feeds, weights[1])
         except SessionFailed as error:
             return failed("L2", f"The rewritten region does not run: {error}", draws=number)
         problem = _difference(old, new)
@@ -131,35 +146,45 @@ def _compare_hashed(exchange: Exchange, bits: int, moved: bool) -> LevelResult:
             return not_applicable("L2", _COMBINED)
         if problem:
             return failed("L2", f"With integer weights and inputs, {problem} (unoptimized).", draws=number)
-        nonzero += min(float(np.mean(value != 0)) for value in old.values()) / len(draws)
-        fed.append((draw, weights, old))
+        nonzero += min(float(np.mean(value != 0)) if value.size else 0.0 for value in old.values()) / len(draws)
+        if number < (1 if exchange.large else _DEPLOYED_DRAWS):
+            fed.append((feeds, weights, old))
     if nonzero < _ENOUGH:
         raise _NotExact(f"only {nonzero:.0%} of the outputs are not zero")
     note = ""
-    for draw, weights, old in fed[:_DEPLOYED_DRAWS]:
-        problem, inexact = _deployed(exchange, draw, weights, old)
+    for feeds, weights, old in fed:
+        problem, inexact = _deployed(exchange, feeds, weights, old)
         if problem:
             return failed("L2", f"With integer weights and inputs, {problem}.", draws=len(draws))
         note = note or inexact
     figures = {"draws": len(draws), "largest_weight": draws[0].largest_weight, "nonzero": round(nonzero, 3)}
     where = f"unoptimized and at level '{exchange.runtime.level}'" if not note else f"unoptimized ({note})"
     what = "integer weights and inputs, biases left out" if exchange.ignored else "integer weights and inputs"
-    return passed("L2", f"Equal bit for bit on {len(draws)} draws of {what}, {where}.", **figures)
+    few = (
+        f" No more than {len(draws)} draws, with weights up to {draws[0].largest_weight}, because a tensor in it has "
+        f"{exchange.elements[0]} elements; {len(fed)} of them at level '{exchange.runtime.level}'."
+        if exchange.large
+        else ""
+    )
+    return passed("L2", f"Equal bit for bit on {len(draws)} draws of {what}, {where}.{few}", **figures)
 
 
 def _deployed(
-    exchange: Exchange, draw: _Draw, weights: Sequence[Mapping[str, Array]], old: Mapping[str, Array]
+    exchange: Exchange,
+    feeds: Mapping[str, Array],
+    weights: Sequence[Mapping[str, Array]],
+    old: Mapping[str, Array],
 ) -> tuple[str, str]:
     """What refutes equality at the deployed level, and why nothing can be said there; both empty when all is equal."""
     level = f"at level '{exchange.runtime.level}'"
     try:
-        (first,) = exchange.before.deployed([draw.feeds], weights[0])
+        (first,) = exchange.before.deployed([feeds], weights[0])
     except SessionFailed as error:
         return "", f"the original region does not load {level}: {error}"
     if _difference(old, first):
         return "", f"the original is not exact {level}"
     try:
-        (second,) = exchange.after.deployed([draw.feeds], weights[1])
+        (second,) = exchange.after.deployed([feeds], weights[1])
     except SessionFailed as error:
         return f"the rewritten region does not run {level}: {error}", ""
     problem = _difference(old, second)
@@ -177,7 +202,7 @@ def _compare_rerun(exchange: Exchange, bits: int, rerun: Rerun) -> LevelResult:
     oracle = Oracle(cut)
     seeds = sorted({draw.seed for draw in draws})[:_DEPLOYED_DRAWS]
     for seed in seeds:
-        weights = _weights(exchange, cut, _Draw({}, draws[0].largest_weight, seed))
+        weights = _weights(exchange, cut, replace(draws[0], seed=seed))
         old_model = cut.with_weights(weights)
         try:
             new_model = rerun(old_model)
@@ -186,57 +211,102 @@ def _compare_rerun(exchange: Exchange, bits: int, rerun: Rerun) -> LevelResult:
         if [node.op_type for node in new_model.graph.node] == [node.op_type for node in old_model.graph.node]:
             return not_applicable("L2", "Not applicable: the rewrite leaves the re-weighted region as it is.")
         chosen = draws[: max(2, len(draws) // len(seeds))]
-        expected = oracle(chosen[0].feeds, weights)
-        # Which operators run shows on one draw at the deployed level; the others are for the unoptimized ones.
-        for runtime, some in ((exchange.runtime.at("disable"), chosen), (exchange.runtime, chosen[:1])):
-            sessions = [open_session(model, runtime) for model in (old_model, new_model)]
-            names = [value.name for value in old_model.graph.output]
-            for draw in some:
-                feeds = {value.name: draw.feeds[value.name] for value in old_model.graph.input}
-                given = {value.name for value in new_model.graph.input}
-                old = run(sessions[0], feeds, names)
-                if draw is chosen[0]:
-                    _require_exact(old, expected, f"at level '{runtime.level}'")
-                new = run(sessions[1], {name: value for name, value in feeds.items() if name in given}, names)
-                problem = _difference(old, new)
-                if problem:
-                    return failed("L2", f"Applied to integer weights, the rewrite differs: {problem}.")
+        problem = _rerun_differs(exchange, (old_model, new_model), chosen, oracle(chosen[0].feeds(), weights))
+        if problem:
+            return failed("L2", f"Applied to integer weights, the rewrite differs: {problem}.")
     return passed("L2", f"The rewrite, applied to the region with {len(seeds)} sets of integer weights, is exact.")
+
+
+def _rerun_differs(
+    exchange: Exchange,
+    models: tuple[onnx.ModelProto, onnx.ModelProto],
+    draws: Sequence[_Draw],
+    expected: Mapping[str, Array],
+) -> str:
+    """What shows that the second model is not the first; `expected` are the first's outputs on the first draw."""
+    names = [value.name for value in models[0].graph.output]
+    # Which operators run shows on one draw at the deployed level; the others are for the unoptimized ones.
+    for runtime, some in ((exchange.runtime.at("disable"), draws), (exchange.runtime, draws[:1])):
+        try:
+            first = open_session(models[0], runtime)
+        except SessionFailed as error:
+            raise _NotExact(f"the original region does not load on its own ({error})") from error
+        try:
+            second = open_session(models[1], runtime)
+        except SessionFailed as error:
+            return f"the rewritten region does not load ({error})"
+        for draw in some:
+            feeds = draw.feeds()
+            try:
+                old = run(first, {value.name: feeds[value.name] for value in models[0].graph.input}, names)
+            except SessionFailed as error:
+                raise _NotExact(f"the original region does not run on its own ({error})") from error
+            if draw is draws[0]:
+                _require_exact(old, expected, f"at level '{runtime.level}'")
+            try:
+                new = run(second, {value.name: feeds[value.name] for value in models[1].graph.input}, names)
+            except SessionFailed as error:
+                return f"the rewritten region does not run ({error})"
+            problem = _difference(old, new)
+            if problem:
+                return problem
+    return ""
 
 
 def _draws(exchange: Exchange, bits: int) -> list[_Draw]:
     """Weight and input sizes that keep all sums exact; raises _NotExact where there are none."""
     limit = float(2**bits)
     absolute = Oracle(exchange.before.cut, absolute=True)
-    bindings = [0] * (exchange.draws - 1) + [len(exchange.shapes) - 1]
+    count = min(exchange.draws, _FEWEST_DRAWS) if exchange.large else exchange.draws
+    plans = [(count, largest) for largest in _LARGEST_WEIGHTS]
+    if exchange.large:
+        plans[:0] = [(number, largest) for number, largest in _FEW_DRAWS if number <= exchange.draws]
     ones = _feeds(exchange, 0, np.ones)
-    zeros = _feeds(exchange, 0, np.zeros)
-    for largest in _LARGEST_WEIGHTS:
-        weights = _weights(exchange, exchange.before.cut, _Draw({}, largest, exchange.seed))
-        alone = _top(absolute(zeros, weights))
-        # Hashes of other seeds may be larger: leave room for a factor of 2.
-        gain = 2 * (_top(absolute(ones, weights)) - alone)
-        highest = int((limit - 2 * alone) // gain) if gain else _LARGEST_INPUT
+    for count, largest in plans:  # noqa: B007 - used below
+        # Every weight at the largest that a hash can be: what holds for it holds for all seeds.
+        weights = _highest_weights(exchange, largest)
+        alone = _top(absolute(_feeds(exchange, 0, np.zeros), weights)) if _has_offsets(exchange.before.cut) else 0.0
+        gain = _top(absolute(ones, weights))
+        highest = int((limit - alone) // gain) if gain else _LARGEST_INPUT
         if highest >= min(3, _LARGEST_INPUT):
             break
-    rng = np.random.default_rng([exchange.seed, 2])
-    keep = 1.0 if highest >= 3 else max(0.0, (limit - 2 * alone) / gain / 3)
+    keep = 1.0 if highest >= 3 else max(0.0, (limit - alone) / gain / 3)
     if keep * 3 < 0.05:
         raise _NotExact("its sums are too long for the exact integers of the type")
     top = int(np.clip(highest, 3, _LARGEST_INPUT))
 
-    def integers(shape: Shape) -> Array:
-        drawn = rng.integers(-top, top + 1, shape)
-        return drawn if keep == 1 else drawn * (rng.random(shape) < keep)
+    def feeds(number: int, binding: int) -> dict[str, Array]:
+        rng = np.random.default_rng([exchange.seed, 2, number])
 
+        def integers(shape: Shape) -> Array:
+            drawn = rng.integers(-top, top + 1, shape, np.int8)
+            return drawn if keep == 1 else drawn * (rng.random(shape) < keep)
+
+        return _feeds(exchange, binding, integers)
+
+    last = len(exchange.shapes) - 1
+    if exchange.elements[-1] > LARGE and exchange.elements[-1] > exchange.elements[0]:
+        last = 0
     found = []
-    for number, binding in enumerate(bindings):
-        draw = _Draw(_feeds(exchange, binding, integers), largest, exchange.seed * 1000 + number)
-        weights = _weights(exchange, exchange.before.cut, draw)
-        if highest < _LARGEST_INPUT and _top(absolute(draw.feeds, weights)) > limit:
+    for number, binding in enumerate([0] * (count - 1) + [last]):
+        draw = _Draw(functools.partial(feeds, number, binding), largest, exchange.seed * 1000 + number)
+        if keep < 1 and _top(absolute(draw.feeds(), _weights(exchange, exchange.before.cut, draw))) > limit:
             raise _NotExact("its sums leave the exact integers of the type")
         found.append(draw)
     return found
+
+
+def _has_offsets(cut: Cut) -> bool:
+    """Whether anything but kernels of convolutions could make the outputs of zeros other than zero."""
+    kernels = {name for node in cut.proto.graph.node if node.op_type == "Conv" for name in node.input[1:2]}
+    return bool(cut.offsets) or not kernels >= cut.weights.keys()
+
+
+def _highest_weights(exchange: Exchange, largest: int) -> dict[str, Array]:
+    return {
+        name: np.where((value == value) & (value != 0) & (name not in exchange.ignored), largest, 0).astype(value.dtype)
+        for name, value in exchange.before.cut.weights.items()
+    }
 
 
 def _feeds(exchange: Exchange, binding: int, draw: Callable[[Shape], Array]) -> dict[str, Array]:
@@ -266,7 +336,7 @@ def _top(values: Mapping[str, Array]) -> float:
 
 def _require_exact(values: Mapping[str, Array], expected: Mapping[str, Array], where: str) -> None:
     for name, value in values.items():
-        if value.shape != expected[name].shape or not np.array_equal(value.astype(np.float64), expected[name]):
+        if not np.array_equal(wide(value), expected[name]):
             raise _NotExact(f"the original itself does not compute '{name}' exactly {where}")
 
 

@@ -72,9 +72,10 @@ def feeds(
     for value in values:
         code = value.type.tensor_type.elem_type
         if value.type.WhichOneof("value") != "tensor_type" or code == onnx.TensorProto.STRING:
-            raise NoFeeds(f"the input '{value.name}' is not a tensor of numbers: give inputs of your own")
+            raise NoFeeds(f"the input '{value.name}' is not a tensor of numbers: give inputs of your own (--inputs)")
         if value.name not in shapes:
-            raise NoFeeds(f"the rank of the input '{value.name}' is not known: give its shape")
+            what = "give its shape (--input-shape), or inputs of your own (--inputs)"
+            raise NoFeeds(f"the rank of the input '{value.name}' is not known: {what}")
         found[value.name] = _draw(rng, shapes[value.name], code, recipe, below)
     return found
 

@@ -214,7 +214,7 @@ def _compare(old: Entries, new: Entries, unit: float, describe: _Describe) -> Ta
     negative = (come.values == 0) & np.signbit(come.values) & ~come.combined
     if negative.any():
         raise Refuted(f"A weight of -0.0 was inserted at {describe(int(come.keys[np.argmax(negative)]))}.")
-    error = np.where(combined, np.abs(a.values - b.values), 0.0)
+    error = np.where(combined, deviation(a.values, b.values), 0.0)
     bound = gamma(8.0 + a.counts + b.counts, unit) * np.maximum(a.magnitudes, b.magnitudes)
     return Tally(
         taps=a.keys.size,
@@ -226,13 +226,26 @@ def _compare(old: Entries, new: Entries, unit: float, describe: _Describe) -> Ta
     )
 
 
+def deviation(a: Floats, b: Floats) -> Floats:
+    """|a − b|; 0 where both are the same infinity or both NaN, infinity where only one is not finite."""
+    with np.errstate(all="ignore"):
+        error = np.abs(a - b)
+    if np.isfinite(error).all():
+        return error
+    same = (a == b) | (np.isnan(a) & np.isnan(b))
+    return np.where(same, 0.0, np.where(np.isnan(error), np.inf, error))
+
+
 def within(error: Floats, bound: Floats, describe: _Describe) -> float:
     """The largest error as a fraction of its bound; raises Refuted where one exceeds it (or is not a number)."""
     tiny = float(np.finfo(np.float32).smallest_subnormal)
-    ratio = error / (bound + tiny)
+    with np.errstate(all="ignore"):
+        ratio = np.where(error == 0, 0.0, error / (bound + tiny))
     wrong = ~(ratio <= 1)
     if wrong.any():
         at = int(np.argmax(wrong))
+        if not np.isfinite(error[at]):
+            raise Refuted(f"Infinity or NaN is used at {describe(at)} on one side only.")
         raise Refuted(
             f"Combining the constants does not give what is used at {describe(at)}: the difference is "
             f"{error[at]:.3g}, rounding explains {bound[at]:.3g}."
@@ -242,7 +255,7 @@ def within(error: Floats, bound: Floats, describe: _Describe) -> float:
 
 def _require_zero(extra: Entries, unit: float, describe: _Describe, how: str) -> None:
     bound = np.where(extra.combined, gamma(8.0 + extra.counts, unit) * extra.magnitudes, 0.0)
-    wrong = ~(np.abs(extra.values) <= bound)
+    wrong = ~((np.abs(extra.values) <= bound) & np.isfinite(extra.values))
     if wrong.any():
         at = int(np.argmax(wrong))
         raise Refuted(f"A weight of {extra.values[at]:.9g} {how}, at {describe(int(extra.keys[at]))}.")

@@ -13,13 +13,15 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx
-from onnx.reference import ReferenceEvaluator
 
 from rewriter.constants import Array, attributes, constant
 from rewriter.equivalence import forms
 from rewriter.equivalence.forms import NOTHING, Form, Impossible, Integers, Unsupported
 from rewriter.equivalence.geometry import pads_begin
+from rewriter.equivalence.precision import significand_bits
+from rewriter.equivalence.reference import require_zero_padding, run_reference
 from rewriter.equivalence.regions import Side
+from rewriter.session import reason
 from rewriter.shapes import Shape, reshape_target
 
 Value = Form | Array
@@ -82,9 +84,10 @@ class Evaluation:
         self.dtype: np.dtype[np.signedinteger] = np.dtype(np.int32 if self._allocate(wide) < 2**31 else np.int64)
         self._values: dict[str, Value] = {}
         for index in nodes:  # in graph order, so that no recursion runs deep
-            for name in side.model.nodes[index].output:
-                if name and side.bound.value(name) is None:
-                    self.value(name)
+            # The first output brings the others along; one that is not covered (a mask) matters only where it is read.
+            name = next((name for name in side.model.nodes[index].output if name), "")
+            if name and side.bound.value(name) is None:
+                self.value(name)
 
     def _allocate(self, wide: int) -> int:
         """Number the outputs of all convolutions; returns the first number not in use."""
@@ -123,6 +126,7 @@ class Evaluation:
     def _find(self, name: str) -> Value:
         known = self.side.bound.value(name)
         if known is not None:
+            self.computed |= known.dtype.kind == "f" and self.side.maker(name) is not None
             return known
         if self.side.constant(name):
             fixed = constant(self.side.model, name)
@@ -137,6 +141,8 @@ class Evaluation:
         outputs = self._evaluate(node)
         for output, value in zip(node.output, outputs, strict=False):
             self._values[output] = value
+        if name not in self._values:
+            raise Unsupported(f"the output '{name}' of {node.op_type} is not covered")
         return self._values[name]
 
     def _evaluate(self, node: onnx.NodeProto) -> Sequence[Value]:
@@ -146,10 +152,21 @@ class Evaluation:
         if not any(isinstance(operand, Form) for operand in operands):
             self.computed |= node.op_type not in MOVES
             return self._reference(node, [operand for operand in operands if isinstance(operand, np.ndarray)])
-        handler = _HANDLERS.get(node.op_type)
-        if handler is not None:
-            return [handler(self, node, operands)]
-        return self._move(node, operands)
+        if node.op_type in SUMS and not self._is_real(node):
+            raise Unsupported(f"{node.op_type} '{node.output[0]}' computes with integers, which wrap around and round")
+        try:
+            handler = _HANDLERS.get(node.op_type)
+            return self._move(node, operands) if handler is None else [handler(self, node, operands)]
+        except (Unsupported, Impossible):
+            raise
+        except ValueError as error:  # NumPy's for shapes that do not fit
+            raise Impossible(f"{node.op_type} '{node.output[0]}' cannot be computed: {reason(error)}") from error
+        except Exception as error:  # an attribute missing or of another type, too little memory, …
+            raise Unsupported(f"{node.op_type} '{node.output[0]}' cannot be followed: {reason(error)}") from error
+
+    def _is_real(self, node: onnx.NodeProto) -> bool:
+        kinds = (self.side.bound.types.get(name) for name in (node.output[0], node.input[0]))
+        return any(kind is not None and significand_bits(kind.tensor_type.elem_type) is not None for kind in kinds)
 
     def _reference(self, node: onnx.NodeProto, operands: Sequence[Array]) -> list[Array]:
         names = [name for name in node.input if name]
@@ -179,7 +196,7 @@ class Evaluation:
                 raise Unsupported(f"{node.op_type} '{node.output[0]}' moves data by run-time values")
             feeds[name] = operand
         if node.op_type == "Pad":
-            _require_zero_padding(renamed, feeds)
+            require_zero_padding(renamed, feeds)
         source = parts[0] if len(parts) == 1 else forms.concatenate(parts)
         return [forms.take(source, np.asarray(found, np.int64)) for found in run_reference(self.side, renamed, feeds)]
 
@@ -187,32 +204,6 @@ class Evaluation:
         if operand is None:
             raise Unsupported("a node has no data operand")
         return operand if isinstance(operand, Form) else forms.constant_form(operand, self.dtype)
-
-
-def run_reference(side: Side, node: onnx.NodeProto, feeds: Mapping[str, Array]) -> list[Array]:
-    """The node's outputs by ONNX's reference operator; raises Impossible when it refuses the operands."""
-    graph = onnx.helper.make_graph(
-        [node],
-        "node",
-        [onnx.helper.make_empty_tensor_value_info(name) for name in feeds],
-        [onnx.helper.make_empty_tensor_value_info(name) for name in node.output if name],
-    )
-    model = onnx.helper.make_model(graph, opset_imports=list(side.model.skeleton.opset_import))
-    try:
-        return [np.asarray(value) for value in ReferenceEvaluator(model).run(None, dict(feeds))]
-    except Exception as error:  # the reference operators raise whatever NumPy raises
-        raise Impossible(
-            f"{node.op_type} '{node.output[0]}' cannot be computed: {str(error).splitlines()[0]}"
-        ) from error
-
-
-def _require_zero_padding(node: onnx.NodeProto, feeds: dict[str, Array]) -> None:
-    found = attributes(node)
-    value = feeds.get(node.input[2]) if len(node.input) > 2 and node.input[2] else found.get("value", 0.0)
-    if found.get("mode", b"constant") == b"constant" and np.any(np.asarray(value) != 0):
-        raise Unsupported(f"Pad '{node.output[0]}' fills in something other than zero")
-    if len(node.input) > 2 and node.input[2]:
-        feeds[node.input[2]] = np.zeros((), np.int64)
 
 
 def _identity(run: Evaluation, node: onnx.NodeProto, operands: Sequence[Value | None]) -> Form:
@@ -322,7 +313,7 @@ def _conv_use(run: Evaluation, node: onnx.NodeProto, data: Form, weight: Array, 
     where = f"Conv '{node.output[0]}'"
     if not data.pure or data.index.max(initial=NOTHING) >= min(f.first for f in run.families.values()):
         raise Unsupported(f"the input of {where} is computed, not selected, from what enters the region")
-    index, cropped = _crop_border(data.index[..., 0].astype(np.int64), where)  # [N, C, *S]
+    index, cropped = _crop_border(data.index[..., 0], where)  # [N, C, *S]
     by_channel = index.swapaxes(0, 1).reshape(index.shape[1], -1) >= 0
     live = np.asarray(by_channel.all(axis=1))
     sources = np.where(live, index[0].reshape(index.shape[1], -1)[:, 0], NOTHING)

@@ -19,8 +19,14 @@ from rewriter.constants import Array
 from rewriter.equivalence.cut import Cut
 from rewriter.equivalence.geometry import pads_of
 from rewriter.equivalence.precision import significand_bits
+from rewriter.session import reason
 
 _Floats = NDArray[np.float64]
+_BLOCK = 1 << 16  # output elements convolved at once: what a core's cache holds
+
+
+class OracleFailed(Exception):
+    """The reference operators refuse the region; the message is a clause saying why."""
 
 
 class Oracle:
@@ -36,17 +42,24 @@ class Oracle:
         self._means = {node.input[3] for node in proto.graph.node if node.op_type == "BatchNormalization"}
         del proto.graph.output[:]
         proto.graph.output.extend(onnx.helper.make_empty_tensor_value_info(v.name) for v in cut.proto.graph.output)
-        self._evaluator = ReferenceEvaluator(proto, new_ops=[Conv])
+        try:
+            self._evaluator = ReferenceEvaluator(proto, new_ops=[Conv])
+        except Exception as error:  # it has exceptions of its own for operators it does not know
+            raise _failure(error) from error
 
     def __call__(self, feeds: Mapping[str, Array], weights: Mapping[str, Array]) -> dict[str, _Floats]:
-        """Outputs by name; raises whatever the reference operators raise."""
+        """Outputs by name; raises OracleFailed."""
         values = {name: self._wide(value) for name, value in weights.items()}
         if self.absolute:
             # y = (x − mean)·s + b becomes (|x| + |mean|)·|s| + |b|
             values |= {name: -np.abs(values[name]) for name in self._means & values.keys()}
         inputs = {value.name: self._wide(feeds[value.name]) for value in self.cut.proto.graph.input}
         names = [value.name for value in self.cut.proto.graph.output]
-        found = self._evaluator.run(None, {**inputs, **values})
+        try:
+            with np.errstate(all="ignore"):
+                found = self._evaluator.run(None, {**inputs, **values})
+        except Exception as error:  # the reference operators raise whatever NumPy raises
+            raise _failure(error) from error
         return {name: np.asarray(value) for name, value in zip(names, found, strict=True)}
 
     def _wide(self, value: Array) -> Any:
@@ -81,16 +94,54 @@ def convolve(x: NDArray[Any], w: _Floats, b: _Floats | None, attributes: Mapping
         for size, k, d, s in zip(padded.shape[2:], kernel, dilations, strides, strict=True)
     )
     batch, outputs, inputs = x.shape[0], w.shape[0], w.shape[1]
-    total = np.zeros((batch, group, outputs // group, int(np.prod(sizes))))
+    _require_channels(x.shape[1], outputs, inputs, group)
+    each = outputs // group
+    taps = w.reshape(group, each, inputs, -1)
+    total = np.zeros((batch, group, each, *sizes))
+    # Some groups at a time, so that neither sums nor products leave the cache.
+    step = max(1, _BLOCK // max(1, each * int(np.prod(sizes))))
+    for n, first in product(range(batch), range(0, group, step)):
+        part = slice(first, first + step)
+        seen = padded[n].reshape(group, inputs, *padded.shape[2:])[part]
+        total[n, part] = _correlate(seen, taps[part], kernel, strides, dilations, sizes)
+    y = total.reshape(batch, outputs, *sizes)
+    if b is not None:
+        y += np.reshape(b, (-1, *ones))
+    return y
+
+
+def _correlate(
+    x: NDArray[Any],
+    taps: _Floats,
+    kernel: tuple[int, ...],
+    strides: tuple[int, ...],
+    dilations: tuple[int, ...],
+    sizes: tuple[int, ...],
+) -> _Floats:
+    """Padded X [G, I, *S] and taps [G, M/G, I, K] → [G, M/G, *S']."""
+    group, each, inputs, _ = taps.shape
+    total = np.zeros((group, each, int(np.prod(sizes))))
+    scratch = np.empty_like(total)
     for number, step in enumerate(product(*map(range, kernel))):
         window = tuple(
             slice(k * d, k * d + (n - 1) * s + 1, s) for k, d, n, s in zip(step, dilations, sizes, strides, strict=True)
         )
-        seen = padded[(slice(None), slice(None), *window)].reshape(batch, group, inputs, -1)
-        taps = w.reshape(outputs, inputs, -1)[..., number].reshape(group, outputs // group, inputs)
-        total += seen * taps if inputs == 1 else np.matmul(taps, seen)
-    y = total.reshape(batch, outputs, *sizes)
-    return y if b is None else y + np.reshape(b, (-1, *ones))
+        seen = x[(slice(None), slice(None), *window)].reshape(group, inputs, -1)
+        if inputs == 1:
+            np.multiply(seen, taps[..., number], out=scratch)
+        else:
+            np.matmul(taps[..., number], seen, out=scratch)
+        total += scratch
+    return total.reshape(group, each, *sizes)
+
+
+def _require_channels(channels: int, outputs: int, inputs: int, group: int) -> None:
+    if group < 1 or outputs % group or inputs * group != channels:
+        raise ValueError(f"a Conv of {group} groups with {inputs} inputs each is given {channels} channels")
+
+
+def _failure(error: Exception) -> OracleFailed:
+    return OracleFailed(f"the reference operators refuse it: {reason(error)}")
 
 
 def _axes(value: object, default: tuple[int, ...]) -> tuple[int, ...]:

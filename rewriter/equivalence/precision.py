@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Final
 
 import numpy as np
@@ -16,6 +17,7 @@ _BITS: Final[dict[int, int]] = {
     onnx.TensorProto.FLOAT: 24,
     onnx.TensorProto.DOUBLE: 53,
 }
+_PART: Final = 1 << 16
 
 
 def significand_bits(elem_type: int) -> int | None:
@@ -30,8 +32,52 @@ def unit_roundoff(elem_type: int) -> float:
 
 def difference(a: Array, b: Array) -> Floats:
     """|a − b| in float64; 0 where both are the same, infinities included, or where a is not finite."""
-    x, y = a.astype(np.float64), b.astype(np.float64)
-    if not np.isfinite(x).all():
-        keep = np.isfinite(x) & np.isfinite(y)
-        x, y = np.where(keep, x, 0.0), np.where(keep, y, 0.0)
-    return np.asarray(np.abs(x - y))
+    error = a.astype(np.float64)
+    with np.errstate(all="ignore"):
+        np.subtract(error, wide(b), out=error)
+    np.abs(error, out=error)
+    if not np.isfinite(error).all():
+        error[~(np.isfinite(wide(a)) & np.isfinite(wide(b)))] = 0.0
+    return error
+
+
+def wide(value: Array) -> Array:
+    """The values in a type that NumPy computes with itself: 16-bit floats in float64, others as they are."""
+    return value.astype(np.float64) if value.dtype.itemsize < 4 else value
+
+
+def all_finite(value: Array) -> bool:
+    """Whether no element is NaN or infinite."""
+    return value.dtype.kind in "biu" or bool(np.isfinite(wide(value)).all())
+
+
+def worst(a: Array, b: Array) -> tuple[float, float]:
+    """The largest `difference(a, b)`, and the largest |a − b| / (1 + |a|); a part at a time, to spare memory."""
+    largest = needed = 0.0
+    for x, y in zip(_parts(a), _parts(b), strict=True):
+        error = difference(x, y)
+        largest = max(largest, float(error.max(initial=0)))
+        if largest:
+            size = np.abs(x.astype(np.float64))
+            needed = max(needed, float((error / (1 + np.where(np.isfinite(size), size, 0.0))).max(initial=0)))
+    return largest, needed
+
+
+def largest_finite(value: Array) -> float:
+    """The largest |value| that is finite; 0 where nothing is."""
+    found = 0.0
+    for part in _parts(value):
+        size = np.abs(wide(part))
+        found = max(found, float(size[np.isfinite(size)].max(initial=0)))
+    return found
+
+
+def any_finite(value: Array) -> bool:
+    """Whether at least one element is neither NaN nor infinite."""
+    return any(bool(np.isfinite(wide(part)).any()) for part in _parts(value))
+
+
+def _parts(value: Array) -> Iterator[Array]:
+    flat = value.reshape(-1)
+    for start in range(0, flat.size, _PART):
+        yield flat[start : start + _PART]

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-import onnx
 
 from rewriter import external
 from rewriter.constants import constant, is_constant
+from rewriter.equivalence.operators import Operators, sparse_initializers
 from rewriter.equivalence.unions import Unions
 from rewriter.model import INITIALIZER, Model
 from rewriter.shapes import Bound
@@ -95,7 +95,8 @@ class Diff:
         self.before = Side("before", before, bounds[0])
         self.after = Side("after", after, bounds[1])
         self._same_constant: dict[str, bool] = {}
-        self._same_functions = _functions(before) == _functions(after)
+        self.operators = Operators(before, after)
+        self._sparse = sparse_initializers(before), sparse_initializers(after)
         self.matched = dict(self._match())
 
     def _match(self) -> Iterable[tuple[int, int]]:
@@ -108,35 +109,23 @@ class Diff:
 
     def _same_node(self, i: int, j: int) -> bool:
         a, b = self.before.model.nodes[i], self.after.model.nodes[j]
-        if (a.op_type, _domain(a), list(a.input)) != (b.op_type, _domain(b), list(b.input)):
-            return False
-        if _attributes(a) != _attributes(b) or not self._same_meaning(a):
+        if list(a.input) != list(b.input) or not self.operators.same(a, b):
             return False
         return all(self.same_constant(name) for name in self.before.reads[i] | self.after.reads[j])
 
-    def _same_meaning(self, node: onnx.NodeProto) -> bool:
-        """The operator means the same in both models: same version of its definition, same function."""
-        domain = _domain(node)
-        versions = [_version(side.model, domain) for side in (self.before, self.after)]
-        called = {(f.domain, f.name) for f in self.before.model.skeleton.functions}
-        if (node.domain, node.op_type) in called and not self._same_functions:
-            return False
-        if versions[0] == versions[1]:
-            return True
-        try:
-            old, new = (onnx.defs.get_schema(node.op_type, version, domain) for version in versions)
-        except onnx.defs.SchemaError:
-            return False
-        return bool(old.since_version == new.since_version)
-
     def same_constant(self, name: str) -> bool:
-        """Whether the name is no constant in either model, or one of equal type, shape and bits in both."""
+        """Whether the name is no constant in either model, or one of equal type, shape and bits in both.
+
+        0.0 and -0.0 are different bits, and different constants: 1/x tells them apart.
+        """
         if name not in self._same_constant:
             self._same_constant[name] = self._compare_constant(name)
         return self._same_constant[name]
 
     def _compare_constant(self, name: str) -> bool:
         a, b = self.before, self.after
+        if self._sparse[0].get(name) != self._sparse[1].get(name):
+            return False
         if not a.constant(name) or not b.constant(name):
             return a.constant(name) == b.constant(name)
         if name in a.bodies and name in b.bodies and _external_free(a.model, name):
@@ -273,28 +262,3 @@ def _exists(side: Side, name: str) -> bool:
 
 def _external_free(model: Model, name: str) -> bool:
     return external.reference(model.headers[name]) is None
-
-
-def _functions(model: Model) -> list[bytes]:
-    return sorted(entry.SerializeToString(deterministic=True) for entry in model.skeleton.functions)
-
-
-def _domain(node: onnx.NodeProto) -> str:
-    return "" if node.domain == "ai.onnx" else node.domain
-
-
-def _version(model: Model, domain: str) -> int:
-    names = {domain} if domain else {"", "ai.onnx"}
-    versions = [entry.version for entry in model.skeleton.opset_import if entry.domain in names]
-    return int(versions[0]) if versions else 0
-
-
-def _attributes(node: onnx.NodeProto) -> list[bytes]:
-    """Attributes without documentation, in an order of their own."""
-    found = []
-    for entry in node.attribute:
-        plain = onnx.AttributeProto()
-        plain.CopyFrom(entry)
-        plain.ClearField("doc_string")
-        found.append(plain.SerializeToString(deterministic=True))
-    return sorted(found)

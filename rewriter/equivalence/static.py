@@ -7,19 +7,23 @@ output channel, compared bitwise where constants only moved, against a stated ro
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx
 
 from rewriter.equivalence.forms import NOTHING, Floats, Form, Impossible, Integers, Unsupported
-from rewriter.equivalence.kernels import Mixing, Refuted, Tally, compare_kernels, gamma, within
+from rewriter.equivalence.kernels import Mixing, Refuted, Tally, compare_kernels, deviation, gamma, within
 from rewriter.equivalence.linear import ConvUse, Evaluation, Family
+from rewriter.equivalence.operators import Operators
 from rewriter.equivalence.precision import unit_roundoff
 from rewriter.equivalence.records import Grade, LevelResult, failed, not_applicable, passed
 from rewriter.equivalence.regions import Region, Side
+from rewriter.equivalence.rows import parts, rows_by_position, same_rows
+from rewriter.equivalence.unchanged import changed_constants
 
 
 @dataclass(frozen=True)
@@ -32,22 +36,35 @@ class StaticResult:
     """Every weight was only moved: a re-weighting by value must give equal outputs, offsets aside."""
     offsets_moved: bool = False
     """The same of the offsets (biases)."""
+    altered: bool = False
+    """No operator changed, but constants did, by more than moving values: equal outputs on weights that stand for them
+    would be a coincidence of the choice of these."""
     products: int = 0
     """Most products summed into one output element; 0 where not known."""
 
 
-def compare_static(region: Region, pairs: Sequence[tuple[Side, Side]]) -> StaticResult:
-    """Compare a region under each of the bindings that `pairs` were made with."""
+def compare_static(region: Region, pairs: Sequence[tuple[Side, Side]], operators: Operators) -> StaticResult:
+    """Compare a region under each of the bindings that `pairs` were made with.
+
+    Where no operator changed, no weights were combined either, and a difference is not rounding: constants must be
+    bitwise the same (0.0 and -0.0 are not), unless they give the same effective weights without any error.
+    """
     tally, offsets = Tally(), _Offsets()
     known: dict[bytes, Tally] = {}
     try:
         for before, after in pairs:
             _compare_binding(region, before, after, tally, offsets, known)
     except Unsupported as reason:
-        return StaticResult(not_applicable("L1", f"Not applicable: {str(reason).rstrip('.')}."))
+        result = not_applicable("L1", f"Not applicable: {str(reason).rstrip('.')}.")
+        other = changed_constants(region, *pairs[0], operators) or ()
+        return StaticResult(result, altered=any(not pair.same_values for pair in other))
     except Refuted as reason:
         return StaticResult(failed("L1", str(reason)))
     rounded = bool(tally.rounded) or offsets.rounded
+    changed = changed_constants(region, *pairs[0], operators)
+    wrong = next((pair for pair in changed or () if rounded or pair.only_signs_of_zero), None)
+    if wrong is not None:
+        return StaticResult(failed("L1", f"No operator changed, but {wrong}, and no weights were combined."))
     zeros = tally.inserted + tally.dropped
     grade: Grade = "rounding" if rounded else "finite" if zeros else "exact"
     detail = {
@@ -57,7 +74,7 @@ def compare_static(region: Region, pairs: Sequence[tuple[Side, Side]]) -> Static
     }[grade]
     figures = {"taps": tally.taps, "zeros": zeros, "combined": tally.combined, "worst": max(tally.worst, offsets.worst)}
     result = passed("L1", detail, **figures, bindings=len(pairs))
-    return StaticResult(result, grade, not tally.combined, not offsets.combined, tally.products + offsets.terms)
+    return StaticResult(result, grade, not tally.combined, not offsets.combined, False, tally.products + offsets.terms)
 
 
 @dataclass
@@ -138,11 +155,10 @@ def _compare_forms(
     dead = np.flatnonzero(a.position < 0)
     if dead.size:
         _compare_offsets(name, a.form, b.form, dead, unit, offsets)
-    order = live[np.argsort(a.position[live], kind="stable")]
-    positions, counts = np.unique(a.position[order], return_counts=True)
-    if (counts != counts[0]).any():
+    rows = rows_by_position(a.position, live, a.form.shape)
+    if rows is None:
         raise Unsupported(f"'{name}' has more channels at some positions than at others")
-    rows = order.reshape(len(positions), -1)  # [Q, J]
+    positions = a.position[rows[:, 0]]
     _require_same_grid(name, a.convs, b.convs)
     _require_same_positions(name, b.position[rows])
     shifts = _shifts(a, b, positions, b.position[rows[:, 0]])
@@ -168,6 +184,7 @@ class _Reading:
     run: Evaluation
     form: Form
     direct: Integers
+    """`[E, T]`, or `[1, 1]` where all is NOTHING: the terms that read entering tensors without a convolution."""
     family: Family | None
     channel: Integers
     position: Integers
@@ -189,29 +206,33 @@ class _Reading:
             index = np.where(form.coef.reshape(index.shape) == 0, NOTHING, index)
         top = int(index.max(initial=NOTHING))
         first = min((family.first for family in run.families.values()), default=top + 1)
-        direct = index if top < first else np.where(index < first, index, NOTHING)
         if top < first:
-            return cls(run, form, direct, None, index, np.full(len(index), -1))
+            return cls(run, form, index, None, index, np.full(len(index), -1))
         family = next(family for family in run.families.values() if top in family)
-        live = index >= first
-        if not (index[live] >= family.first).all():
-            raise Unsupported(f"'{name}' adds convolutions of different output sizes")
-        position, channel = np.divmod(index - family.first, family.channels)
-        position = np.where(live, position, -1)
-        highest = position.max(axis=1)
-        if (live & (position != highest[:, None])).any():
-            mixed = Refuted if run.side.name == "after" else Unsupported
-            raise mixed(f"An element of '{name}' mixes several positions or batches.")
-        return cls(run, form, direct, family, np.where(live, channel, NOTHING), highest)
+        channel, position = np.empty_like(index), np.empty(len(index), index.dtype)
+        pure = True
+        for part in parts(*index.shape):
+            inside, live = index[part] - family.first, index[part] >= first
+            if (live & (inside < 0)).any():
+                raise Unsupported(f"'{name}' adds convolutions of different output sizes")
+            pure = pure and bool(live.all())
+            at = np.where(live, inside // family.channels, -1)
+            position[part] = highest = functools.reduce(np.maximum, at.T)
+            if (live & (at != highest[:, None])).any():
+                mixed = Refuted if run.side.name == "after" else Unsupported
+                raise mixed(f"An element of '{name}' mixes several positions or batches.")
+            channel[part] = np.where(live, inside - at * family.channels, NOTHING)
+        direct = np.full((1, 1), NOTHING) if pure else np.where(index < first, index, NOTHING)
+        return cls(run, form, direct, family, channel, position)
 
     def classes(self, rows: Integers) -> tuple[Integers, Floats | None, bool]:
         """Channels and coefficients `[J, T]` of the output channels, and whether all positions have the same."""
-        channel = self.channel[rows]
-        uniform = bool((channel == channel[0]).all())
+        uniform = same_rows(self.channel, rows)
+        channel = self.channel[rows[0]]
         if self.form.coef is None:
-            return channel[0], None, uniform
-        coef = self.form.coef.reshape(self.channel.shape)[rows]
-        return channel[0], coef[0], uniform and bool((coef == coef[0]).all())
+            return channel, None, uniform
+        coef = self.form.coef.reshape(self.channel.shape)
+        return channel, coef[rows[0]], uniform and same_rows(coef, rows)
 
 
 def _require_same_positions(name: str, position: Integers) -> None:
@@ -271,10 +292,11 @@ def _compare_direct(name: str, a: _Reading, b: _Reading, unit: float, tally: Tal
     """Terms that read entering tensors without a convolution in between."""
     if not (a.direct >= 0).any() and not (b.direct >= 0).any():
         return
+    a, b = (replace(side, direct=np.broadcast_to(side.direct, side.channel.shape)) for side in (a, b))
     old, new = _sorted_direct(name, a), _sorted_direct(name, b)
     if old[0].shape != new[0].shape or not np.array_equal(old[0], new[0]):
         raise Refuted(f"'{name}' reads other elements of what enters the region.")
-    error = np.abs(old[1] - new[1])
+    error = deviation(old[1], new[1])
     bound = gamma(8.0 + old[0].shape[1], unit) * np.maximum(np.abs(old[1]), np.abs(new[1]))
     worst = within(error.reshape(-1), bound.reshape(-1), lambda at: f"element {at // old[0].shape[1]} of '{name}'")
     scaled = int(((old[1] != 1) & (old[0] >= 0)).sum())
@@ -307,7 +329,7 @@ def _compare_offsets(name: str, a: Form, b: Form, rows: Integers, unit: float, t
             raise Refuted(f"The bias of output channel {at} of '{name}' was {old[0][at]:.9g} and is {new[0][at]:.9g}.")
         return
     tally.combined = True
-    error = np.abs(old[0] - new[0])
+    error = deviation(old[0], new[0])
     bound = gamma(8.0 + a.offset_terms + b.offset_terms, unit) * np.maximum(old[1], new[1])
     tally.worst = max(tally.worst, within(error, bound, lambda at: f"the bias of output channel {at} of '{name}'"))
     tally.rounded = tally.rounded or bool((error > 0).any())
@@ -318,9 +340,9 @@ def _offsets(name: str, form: Form, rows: Integers, problem: type[Exception]) ->
     if form.offset is None:
         return np.zeros(size), np.zeros(size)
     assert form.magnitude is not None
-    offset, magnitude = form.offset.reshape(-1)[rows], form.magnitude.reshape(-1)[rows]
+    offset, magnitude = form.offset.reshape(-1), form.magnitude.reshape(-1)
     if rows.ndim == 1:
-        return np.ascontiguousarray(offset), magnitude
-    if not np.array_equal(offset, np.broadcast_to(offset[0], offset.shape), equal_nan=True):
+        return np.ascontiguousarray(offset[rows]), magnitude[rows]
+    if not same_rows(offset[:, None], rows):
         raise problem(f"The bias of '{name}' depends on the position.")
-    return np.ascontiguousarray(offset[0]), magnitude[0]
+    return np.ascontiguousarray(offset[rows[0]]), magnitude[rows[0]]

@@ -94,7 +94,11 @@ def _compare_type(
     if a.elem_type != b.elem_type:
         problems.append(f"{where} was {_dtype(a.elem_type)} and is {_dtype(b.elem_type)}")
     if not a.HasField("shape") or not b.HasField("shape"):
-        if a.HasField("shape") != b.HasField("shape"):
+        fixed = [size for dim in b.shape.dim if isinstance(size := _size(dim), int)]
+        if kind == "input" and not a.HasField("shape") and fixed:
+            sizes = ", ".join(str(_size(dim)) for dim in b.shape.dim)
+            problems.append(f"{where} had no declared shape and is now fixed to [{sizes}]")
+        elif a.HasField("shape") != b.HasField("shape"):
             notes.append(f"The shape of {where} is declared in one model only.")
         return
     if len(a.shape.dim) != len(b.shape.dim):

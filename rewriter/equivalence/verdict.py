@@ -37,17 +37,26 @@ def audit_verdict(
     *,
     identical: bool,
     ran: bool,
+    same_definitions: bool = False,
+    problem: str = "",
 ) -> tuple[Verdict, Grade | None, str]:
-    """The verdict on the whole; `regions` are (verdict, grade, outcome of L3), `ran` whether the original ran."""
+    """The verdict on the whole; `regions` are (verdict, grade, outcome of L3), `ran` whether the original ran.
+
+    `same_definitions`: operator sets and functions are equal, so that no region at all is a proof that needs no run.
+    `problem`: why the original ran on nothing, as a clause.
+    """
     if structure.outcome == "fail":
         return "different", None, structure.detail
     if identical:
         return "equivalent", "bitwise", "The two models are identical byte for byte."
     wrong = sum(verdict == "different" for verdict, _, _ in regions)
     if wrong:
-        return "different", None, f"{_of(wrong, len(regions))} computes something else."
+        return "different", None, f"{_of(wrong, len(regions), 'computes', 'compute')} something else."
+    if not regions and same_definitions and whole.outcome != "fail":
+        return "equivalent", "bitwise", "No operator and no constant differs."
     if not ran:
-        return "not_verified", None, "ONNX Runtime could not run the original on any input."
+        why = f": {problem.rstrip('. ')}." if problem else "."
+        return "not_verified", None, f"ONNX Runtime could not run the original on any input{why}"
     bounded = all(outcome == "pass" for _, _, outcome in regions)
     proven = all(verdict == "equivalent" for verdict, _, _ in regions)
     if whole.outcome == "fail":
@@ -61,14 +70,19 @@ def audit_verdict(
         return "not_verified", None, f"No output of the whole model could be compared ({whole.detail})"
     open_ = sum(verdict == "not_verified" for verdict, _, _ in regions)
     if open_:
-        return "not_verified", None, f"{_of(open_, len(regions))} could not be verified."
+        return "not_verified", None, f"{_of(open_, len(regions), 'could', 'could')} not be verified."
     if not proven:
         weak = sum(verdict == "approximate" for verdict, _, _ in regions)
-        return "approximate", None, f"{_of(weak, len(regions))} agrees in every run, but is not proven."
+        subject = _of(weak, len(regions), "agrees", "agree")
+        return "approximate", None, f"{subject} in every run, but nothing proves it."
     if not regions:
         return "equivalent", "bitwise", "No operator and no constant differs."
-    return "equivalent", grade, f"All {len(regions)} regions that differ are equivalent ({grade})."
+    subject = "The region that differs is" if len(regions) == 1 else f"All {len(regions)} regions that differ are"
+    return "equivalent", grade, f"{subject} equivalent ({grade})."
 
 
-def _of(count: int, total: int) -> str:
-    return f"{count} of {total} regions" if total > 1 else "The region that differs"
+def _of(count: int, total: int, one: str, many: str) -> str:
+    """Subject and verb: `one` is the verb's singular, `many` its plural."""
+    if total == 1:
+        return f"The region that differs {one}"
+    return f"{count} of {total} regions {one if count == 1 else many}"

@@ -6,7 +6,8 @@ not explain a difference, when its inputs change by one unit in the last place.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -14,9 +15,10 @@ import numpy as np
 import onnx
 
 from rewriter.constants import Array
+from rewriter.equivalence.cut import own
 from rewriter.equivalence.inputs import Trial, nudged
-from rewriter.equivalence.numeric import mismatch, observed_allowance
-from rewriter.equivalence.precision import difference, unit_roundoff
+from rewriter.equivalence.numeric import ELSEWHERE, mismatch, observed_allowance
+from rewriter.equivalence.precision import any_finite, largest_finite, unit_roundoff, worst
 from rewriter.equivalence.records import LevelResult, OutputAudit, Witness, failed, not_applicable, passed
 from rewriter.model import Model
 from rewriter.session import Runtime, SessionFailed, open_session, run
@@ -45,6 +47,8 @@ class Whole:
     """Tensors inside the original to look at."""
     witnesses: list[Witness] = field(default_factory=list)
     runs: list[Run] = field(default_factory=list)
+    """Those made so far."""
+    _waiting: Iterator[Trial] = field(default_factory=lambda: iter(()))
 
     @cached_property
     def _deployed(self) -> object:
@@ -65,50 +69,95 @@ class Whole:
     def outputs(self) -> list[str]:
         return [value.name for value in self.before.outputs]
 
-    def run_original(self, trials: Iterable[Trial], keep: int = 2) -> None:
-        """Run the original on all trials; what it refuses is a witness with a problem.  Captures `keep` times."""
+    def run_original(self, trials: Iterable[Trial], *, defer: bool = False) -> None:
+        """Run the original on the trials; what it refuses is a witness with a problem.
+
+        Captures in the first two runs at the first binding.  With `defer` only one trial of each binding is run
+        now, and the others in `compare`, one at a time, so that memory holds few outputs.
+        """
+        waiting: list[Trial] = []
         for trial in trials:
-            problem = trial.witness.problem
-            for feeds in trial.attempts:
-                try:
-                    self._run_original(trial, feeds, capture=len(self.runs) < keep)
-                except SessionFailed as error:
-                    problem = str(error)
-                    continue
-                problem = ""
+            ran = [done.binding for done in self.runs]
+            if defer and trial.binding in ran:
+                waiting.append(trial)
+                continue
+            done = self._run_original(trial, capture=trial.binding == 0 and ran.count(0) < 2)
+            if done is not None:
+                self.runs.append(done)
+        self._waiting = iter(waiting)
+        self.release(deployed=defer)
+
+    def release(self, *, deployed: bool = False) -> None:
+        """Close sessions that are not needed for now: each holds a copy of all weights, and the memory of a run."""
+        vars(self).pop("_plain", None)
+        if deployed:
+            vars(self).pop("_deployed", None)
+
+    def _run_original(self, trial: Trial, *, capture: bool) -> Run | None:
+        problem = trial.witness.problem
+        found: Run | None = None
+        for feeds in trial.attempts:
+            try:
+                found, problem = self._attempt(trial, feeds, capture=capture), ""
                 break
-            self.witnesses.append(trial.witness.model_copy(update={"problem": problem}))
-        vars(self).pop("_plain", None)  # a session holds a copy of all weights
+            except SessionFailed as error:
+                problem = str(error)
+        self.witnesses.append(trial.witness.model_copy(update={"problem": problem}))
+        return found
 
-    def _run_original(self, trial: Trial, feeds: Mapping[str, Array], *, capture: bool) -> None:
-        deployed = run(self._deployed, feeds, self.outputs)
+    def _attempt(self, trial: Trial, feeds: Mapping[str, Array], *, capture: bool) -> Run:
+        deployed = own(run(self._deployed, feeds, self.outputs))
         names = [*self.outputs, *(self.capture if capture else ())]
-        plain = run(self._plain, feeds, names)
+        plain = own(run(self._plain, feeds, names))
         inside = {name: plain[name] for name in self.capture if name in plain}
-        witness = trial.witness
-        self.runs.append(
-            Run(witness, trial.binding, feeds, deployed, {n: plain[n] for n in self.outputs}, {**feeds, **inside})
-        )
+        outputs = {name: plain[name] for name in self.outputs}
+        return Run(trial.witness, trial.binding, feeds, deployed, outputs, {**feeds, **inside})
 
-    def compare(self, unit: float, products: int) -> tuple[LevelResult, tuple[OutputAudit, ...]]:
-        """Run the rewritten model on the same inputs and compare every output.  `unit`, `products`: of the regions."""
-        if not self.runs:
-            return not_applicable("L4", "Not applicable: the original ran on none of the inputs."), ()
+    def _all_runs(self) -> Iterator[Run]:
+        yield from self.runs
+        for trial in self._waiting:
+            done = self._run_original(trial, capture=False)
+            if done is not None:
+                if not self.runs:
+                    self.runs.append(done)
+                yield done
+        self.release()
+
+    def compare(
+        self, unit: float, products: int, *, finite: bool = True
+    ) -> tuple[LevelResult, tuple[OutputAudit, ...]]:
+        """Run the rewritten model on the same inputs and compare every output.  `unit`, `products`: of the regions.
+
+        `finite`: no constant of the original's regions is infinite or NaN; otherwise it depends on the kernel chosen
+        where outputs are (0 · NaN in the padding), and other places of NaN and infinity say nothing.
+        """
         figures = {name: _Figures(name) for name in self.outputs}
-        try:
-            deployed = open_model(self.after, self.runtime)
-            plain = open_model(self.after, self.runtime.at("disable"))
-            for number, done in enumerate(self.runs):
-                found = [run(deployed, done.feeds, self.outputs)]
-                if number == 0:
-                    found.append(run(plain, done.feeds, self.outputs))
-                for outputs in found:
-                    for name, figure in figures.items():
-                        self._take(figure, done, outputs[name], unit, products)
-        except SessionFailed as error:
-            return failed("L4", f"The original runs, the rewritten model does not: {error}"), ()
-        records = tuple(figure.record(self._constant(name)) for name, figure in figures.items())
-        return self._result(figures.values(), records), records
+        deployed: object = None
+        count = 0
+        for done in self._all_runs():
+            try:
+                found = []
+                if not count:
+                    found.append(run(open_model(self.after, self.runtime.at("disable")), done.feeds, self.outputs))
+                    deployed = open_model(self.after, self.runtime)
+                found.append(run(deployed, done.feeds, self.outputs))
+            except SessionFailed as error:
+                return failed("L4", f"The original runs, the rewritten model does not: {error}"), ()
+            count += 1
+            for outputs in found:
+                for name, figure in figures.items():
+                    self._take(figure, done, outputs[name], unit, products)
+            for name, figure in figures.items():
+                if done.binding == self.runs[0].binding:
+                    figure.follow(done.deployed[name])
+        if not count:
+            return not_applicable("L4", "Not applicable: the original ran on none of the inputs."), ()
+        records = tuple(figure.record() for figure in figures.values())
+        problems = [figure.problem for figure in figures.values() if figure.problem]
+        if not finite and problems and all(problem.endswith(ELSEWHERE) for problem in problems):
+            why = "constants are infinite or NaN, and where outputs are depends on the kernel that is run"
+            return not_applicable("L4", f"Not applicable: {why}."), records
+        return self._result(figures.values(), records, count), records
 
     def _take(self, figure: _Figures, done: Run, new: Array, unit: float, products: int) -> None:
         name = figure.name
@@ -124,18 +173,19 @@ class Whole:
         code = onnx.helper.np_dtype_to_tensor_dtype(old.dtype)
         unit = max(unit, unit_roundoff(code))
         allowed = float(observed_allowance(old, [control], unit, products))
-        error = float(difference(old, new).max(initial=0))
+        error = worst(old, new)[0]
         if error > allowed:
-            off = run(self._deployed, nudged(done.feeds, len(figure.name)), [name])[name]
-            allowed = float(observed_allowance(old, [control, off], unit, products))
+            allowed = self._nudged_allowance(done, name, unit, products)
         figure.judge(error, allowed)
 
-    def _constant(self, name: str) -> bool:
-        """Whether the original's output never changed although its inputs did."""
-        first = [done.deployed[name] for done in self.runs if done.binding == self.runs[0].binding]
-        return len(first) > 1 and all(other.tobytes() == first[0].tobytes() for other in first[1:])
+    def _nudged_allowance(self, done: Run, name: str, unit: float, products: int) -> float:
+        """The allowance with the original's spread under inputs that are off by a unit in the last place."""
+        others = [done.plain[name]]
+        with contextlib.suppress(SessionFailed):  # where it computes nothing at such inputs, they tell nothing
+            others.append(run(self._deployed, nudged(done.feeds, len(name)), [name])[name])
+        return float(observed_allowance(done.deployed[name], others, unit, products))
 
-    def _result(self, figures: Iterable[_Figures], records: Sequence[OutputAudit]) -> LevelResult:
+    def _result(self, figures: Iterable[_Figures], records: Sequence[OutputAudit], count: int) -> LevelResult:
         for figure in figures:
             if figure.problem:
                 return failed("L4", f"The output '{figure.name}' {figure.problem}.", worst=float("inf"))
@@ -151,9 +201,9 @@ class Whole:
             )
         return passed(
             "L4",
-            f"All outputs are as accurate as the original's on {len(self.runs)} inputs.",
+            f"All outputs are as accurate as the original's on {count} inputs.",
             worst=worst.ratio,
-            runs=len(self.runs),
+            runs=count,
         )
 
 
@@ -169,30 +219,40 @@ class _Figures:
     ratio: float = 0.0
     bitwise: bool = True
     finite: bool = False
+    first: Array | None = None
+    runs: int = 0
+    constant: bool = True
+    """Whether the original's output never changed although its inputs did."""
     problem: str = ""
 
     def see(self, old: Array, new: Array, control: Array) -> None:
         """Take in one comparison for the figures."""
         self.shape, self.dtype = tuple(old.shape), str(old.dtype)
-        self.bitwise &= old.dtype == new.dtype and old.shape == new.shape and old.tobytes() == new.tobytes()
+        same = old.dtype == new.dtype and old.shape == new.shape
+        self.bitwise = self.bitwise and same and old.tobytes() == new.tobytes()
         if old.dtype.kind in "SO" or old.shape != new.shape or not old.size:
             return
-        wide = np.abs(old.astype(np.float64))
-        size = wide[np.isfinite(wide)]
-        self.finite |= bool(size.size)
-        error = difference(old, new)
-        self.max_abs = max(self.max_abs, float(error.max(initial=0)))
-        self.max_rel = max(self.max_rel, float(error.max(initial=0)) / max(float(size.max(initial=0)), 1e-300))
-        needed = error / (1 + np.where(np.isfinite(wide), wide, 0.0))
-        self.tolerance = max(self.tolerance, float(needed.max(initial=0)))
+        self.finite |= any_finite(old)
+        error, needed = worst(old, new)
+        self.max_abs = max(self.max_abs, error)
+        self.max_rel = max(self.max_rel, error / max(largest_finite(old), 1e-300) if error else 0.0)
+        self.tolerance = max(self.tolerance, needed)
         if control.shape == old.shape:
-            self.spread = max(self.spread, float(difference(old, control).max(initial=0)))
+            self.spread = max(self.spread, worst(old, control)[0])
+
+    def follow(self, output: Array) -> None:
+        """Take in the original's output, to see whether it ever changes."""
+        self.runs += 1
+        if self.first is None:
+            self.first = output
+        elif self.constant:
+            self.constant = output.shape == self.first.shape and output.tobytes() == self.first.tobytes()
 
     def judge(self, error: float, allowed: float) -> None:
         """Take in one error as a fraction of what is allowed."""
         self.ratio = max(self.ratio, 0.0 if error == 0 else float("inf") if allowed == 0 else error / allowed)
 
-    def record(self, constant: bool) -> OutputAudit:
+    def record(self) -> OutputAudit:
         return OutputAudit(
             name=self.name,
             shape=self.shape,
@@ -203,7 +263,7 @@ class _Figures:
             spread=self.spread,
             ratio=self.ratio,
             bitwise=self.bitwise,
-            compared=self.finite and not constant,
+            compared=self.finite and not (self.runs > 1 and self.constant),
         )
 
 

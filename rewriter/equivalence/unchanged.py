@@ -1,0 +1,88 @@
+"""Regions in which no operator changed: the same operators, joined in the same way, on both sides.
+
+Only constants can differ there, and each has its counterpart.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from rewriter.constants import Array, constant
+from rewriter.equivalence.operators import Operators
+from rewriter.equivalence.regions import Region, Side
+
+
+@dataclass(frozen=True, eq=False)
+class Changed:
+    """A constant of numbers and its counterpart, of other bits; as text, a clause saying what differs."""
+
+    names: tuple[str, str]
+    values: tuple[Array, Array]
+
+    def __str__(self) -> str:
+        old, new = self.values
+        now = f" (now '{self.names[1]}')" if self.names[1] != self.names[0] else ""
+        name = f"the constant '{self.names[0]}'{now}"
+        if old.dtype != new.dtype or old.shape != new.shape:
+            return f"{name} was {old.dtype} {list(old.shape)} and is {new.dtype} {list(new.shape)}"
+        at = int(np.argmax(_bits(old) != _bits(new)))
+        return f"{name} was {old.reshape(-1)[at]:.9g} and is {new.reshape(-1)[at]:.9g} at element {at}"
+
+    @property
+    def same_values(self) -> bool:
+        """Whether the elements are the same bits, in another order."""
+        old, new = self.values
+        return old.dtype == new.dtype and np.array_equal(np.sort(_bits(old)), np.sort(_bits(new)))
+
+    @property
+    def only_signs_of_zero(self) -> bool:
+        """Whether the values compare equal, though their bits differ."""
+        old, new = self.values
+        return bool(old.dtype == new.dtype and np.array_equal(old, new))
+
+
+def changed_constants(region: Region, before: Side, after: Side, operators: Operators) -> list[Changed] | None:
+    """The constants that differ, when nothing but constants does; None when an operator or the wiring differs."""
+    todo = [(name, name) for name in region.outputs]
+    seen: set[tuple[str, str]] = set()
+    changed: list[Changed] = []
+    while todo:
+        pair = todo.pop()
+        if pair in seen:
+            continue
+        seen.add(pair)
+        old, new = pair
+        if before.constant(old) or after.constant(new):
+            if not (before.constant(old) and after.constant(new)):
+                return None
+            changed.extend(_compared(pair, before, after))
+            continue
+        if old in region.inputs or new in region.inputs or not (old and new):
+            if old != new:
+                return None
+            continue
+        makers = before.maker(old), after.maker(new)
+        if makers[0] not in region.before or makers[1] not in region.after:
+            return None
+        a, b = (side.model.nodes[maker or 0] for side, maker in zip((before, after), makers, strict=True))
+        same_place = list(a.output).index(old) == list(b.output).index(new)
+        if not same_place or len(a.input) != len(b.input) or not operators.same(a, b):
+            return None
+        todo.extend(zip(a.input, b.input, strict=True))
+    return changed
+
+
+def _compared(names: tuple[str, str], before: Side, after: Side) -> list[Changed]:
+    old, new = constant(before.model, names[0]), constant(after.model, names[1])
+    assert old is not None and new is not None
+    if "f" not in str(old.dtype) and "f" not in str(new.dtype):  # shapes and indices: the effective weights tell
+        return []
+    if (old.dtype, old.shape) == (new.dtype, new.shape) and np.array_equal(_bits(old), _bits(new)):
+        return []
+    return [Changed(names, (old, new))]
+
+
+def _bits(value: Array) -> Array:
+    return np.frombuffer(value.tobytes(), np.dtype(f"u{value.dtype.itemsize}"))
