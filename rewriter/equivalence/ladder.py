@@ -86,7 +86,8 @@ def _audited(before: Model, after: Model, options: AuditOptions, rerun: Rerun | 
         units.append(unit)
     tell("whole model", 0, 1)
     products = max((static.products for static in statics), default=0)
-    whole_level, outputs = whole.compare(max(units, default=0.0), products, finite=finite)
+    proven = bool(statics) and all(static.result.outcome == "pass" for static in statics)
+    whole_level, outputs = whole.compare(max(units, default=0.0), products, finite=finite, proven=proven)
     blind = _blind(before, bindings, regions, levels, whole, options)
     records = [
         _record(region, diffs[0], static, found, hidden, whole_level)
