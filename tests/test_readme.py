@@ -6,6 +6,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -149,3 +150,9 @@ def test_options(capsys: pytest.CaptureFixture[str]) -> None:
 def test_links(target: str) -> None:
     assert not target.startswith("http")
     assert (ROOT / target).exists()
+
+
+def test_the_figures_are_those_of_the_results() -> None:
+    """The tables are built from benchmarks/results, never typed."""
+    command = [sys.executable, str(ROOT / "benchmarks" / "readme.py"), "--check"]
+    assert subprocess.run(command, check=False).returncode == 0

@@ -1,0 +1,76 @@
+"""Put the measured figures into README.md: the tables between its `figures` markers are built from benchmarks/results.
+
+python benchmarks/readme.py [--check]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+README = ROOT / "README.md"
+BEGIN, END = "<!-- figures: built by benchmarks/readme.py -->", "<!-- end of figures -->"
+
+
+def main() -> int:
+    """Rewrite the section, or with --check say whether it is up to date."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="change nothing; exit 1 when README.md is out of date")
+    check = parser.parse_args().check
+    text = README.read_text()
+    head, _, rest = text.partition(BEGIN)
+    _, _, tail = rest.partition(END)
+    wanted = f"{head}{BEGIN}\n\n{section()}\n\n{END}{tail}"
+    if check:
+        return int(text != wanted)
+    README.write_text(wanted)
+    sys.stdout.write("README.md holds the figures of benchmarks/results.\n")
+    return 0
+
+
+def section() -> str:
+    """The tables as Markdown."""
+    models = json.loads((RESULTS / "optimize.json").read_text())
+    engine = json.loads((RESULTS / "engine.json").read_text())
+    facts = models["environment"]
+    where = (
+        f"{facts['processor']}, {facts['cores']} cores, ONNX Runtime {facts['onnxruntime']}, "
+        f"Python {facts['python']}. A shared machine: read the ratios."
+    )
+    lines = [where, "", "| model | rewrites | speed-up over plain ONNX Runtime | verdict | search, timing and audit |"]
+    lines.append("|---|---|---|---|---|")
+    lines += [_model(row) for row in models["models"]]
+    lines += [
+        "",
+        f"The engine alone (load, match, rewrite, save) on {engine['model']}, {_mb(engine['file_bytes'])}:",
+        "",
+    ]
+    lines += ["| pass | rewrites | seconds after imports | peak memory |", "|---|---|---|---|"]
+    lines += [
+        f"| {row['pass']} | {row['rewrites']} | {row['seconds']:.2f} ({row['fastest']:.2f} to {row['slowest']:.2f}) | "
+        f"{row['peak_over_file']:.2f} × the file |"
+        for row in engine["passes"]
+    ]
+    return "\n".join(lines)
+
+
+def _model(row: dict[str, object]) -> str:
+    interval, threads = row["interval"], row["threads"]
+    speed = "unchanged: nothing helps"
+    if isinstance(interval, list) and row["changed"]:
+        speed = f"{row['speedup']:.2f}× ({interval[0]:.2f} to {interval[1]:.2f}) at {threads} thread"
+    return (
+        f"| {row['model']} | {row['rewrites']} | {speed} | {row['verdict']} ({row['grade']}) | {row['seconds']:.0f} s |"
+    )
+
+
+def _mb(size: int) -> str:
+    return f"{size / 1e6:.0f} MB"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
