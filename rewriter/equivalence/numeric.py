@@ -57,6 +57,17 @@ def compare_on_activations(exchange: Exchange, captured: Sequence[Mapping[str, A
     if exchange.large:
         before.release()
         after.release()
+    texts = [name for name, value in old[0].items() if value.dtype.kind in "OSU"]
+    if texts:
+        pairs = zip([*old, *spread], [*new, *new_deployed], strict=True)
+        if not all(np.array_equal(left[name], right[name]) for left, right in pairs for name in texts):
+            return failed("L3", f"The strings in '{texts[0]}' differ.")
+        old, spread, new, new_deployed = (
+            [{name: value for name, value in values.items() if name not in texts} for values in runs]
+            for runs in (old, spread, new, new_deployed)
+        )
+        if not old[0]:
+            return passed("L3", "All strings are equal on captured activations.")
     scales, why = _scales(before.cut, captured) if linear else (None, "")
     if not any(any_finite(value) or not value.size for values in old for value in values.values()):
         return not_applicable("L3", "Not applicable: nothing that leaves the original region is finite.")
