@@ -27,8 +27,8 @@ def choosing(inner: str, zero: float) -> Model:
         ],
         [
             numpy_helper.from_array(np.asarray(zero, np.float32), "z"),
-            helper.make_tensor("a", TensorProto.STRING, [1], [b"more"]),
-            helper.make_tensor("b", TensorProto.STRING, [1], [b"less"]),
+            numpy_helper.from_array(np.array(["more"], object), "a"),
+            numpy_helper.from_array(np.array(["less"], object), "b"),
         ],
     )
     return Model.load(helper.make_model(graph, ir_version=8, opset_imports=[helper.make_opsetid("", 17)]))
