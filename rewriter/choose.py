@@ -16,7 +16,7 @@ from rewriter.model import Model
 from rewriter.options import Feeds, RunOptions
 from rewriter.propose import Applied, merge, overlap
 from rewriter.region import boundary, extract
-from rewriter.rule import Attempt
+from rewriter.rule import Attempt, Outcome
 from rewriter.session import SessionFailed, open_session, run
 from rewriter.timing import Contender, Timing, compare
 
@@ -27,6 +27,7 @@ _BRIEF_SHARE = 0.3  # of a place's time, for a first look at all candidates
 _LOSING, _FAR_SLOWER = 0.97, 0.9  # speed-ups below which a first look is enough, with and without an interval
 _DOUBTFUL, _FINE = 1.02, 0.01  # speed-up in the noise that earns a third look, and the half-width asked of it
 _LIKELY = 1.05  # speed-up in the noise that is worth a trial in the whole model
+BUDGET_SPENT = "The time budget was spent before it could be measured: raise --budget."
 
 Progress = Callable[[str, int, int], None]
 
@@ -53,22 +54,28 @@ class Choice:
     measured_at: str
 
 
-def places(graph: Graph, candidates: Mapping[str, Sequence[Applied]], feeds: Feeds) -> list[Place]:
-    """The candidates with what they have to be timed in, at the shapes of `feeds`."""
+def places(
+    graph: Graph, candidates: Mapping[str, Sequence[Applied]], feeds: Feeds
+) -> tuple[list[Place], list[Attempt]]:
+    """The candidates with what they have to be timed in, at the shapes of `feeds`; and those that cannot be cut out."""
     shapes = {name: tuple(array.shape) for name, array in feeds.items()}
     bound = graph.bound_at(shapes)
-    found = []
+    found: list[Place] = []
+    left_out: list[Attempt] = []
     for start, options in candidates.items():
         region = frozenset().union(*(option.rewrite.removed for option in options))
         nodes = neighbourhood(graph.model, region)
         entering, leaving = boundary(graph.model, nodes)
-        if not leaving or any(name not in bound.types for name in entering):
+        unknown = [name for name in entering if name not in bound.types]
+        if unknown or not leaving:
+            what = f"the type of '{unknown[0]}' is not known" if unknown else "nothing reads it"
+            left_out += unmeasured(options, f"It could not be measured among its neighbours: {what}.")
             continue
         part = extract(graph.model, nodes, {name: bound.types[name] for name in entering}, leaving)
         settings = [(option.step.rule.name, sorted(option.step.settings.items())) for option in options]
         key = f"{signature(part)} {settings}"
         found.append(Place(start, tuple(options), nodes, entering, leaving, part, key))
-    return found
+    return found, left_out
 
 
 def choose(
@@ -89,7 +96,7 @@ def choose(
         progress("measuring candidates", number, len(distinct))
         left = deadline - time.perf_counter()
         if left < _LEAST_SECONDS:
-            measured[key] = "The time budget was spent before it could be measured: raise --budget."
+            measured[key] = BUDGET_SPENT
             continue
         seconds = min(_MOST_SECONDS, max(_LEAST_SECONDS, left / (len(distinct) - number)))
         try:
@@ -102,12 +109,17 @@ def choose(
     for place in found:
         result = measured[place.key]
         if isinstance(result, str):
-            attempts += [_attempt(option, "not_worth_it", result) for option in place.candidates]
+            attempts += unmeasured(place.candidates, result)
             continue
         choice, others = _decide(place, result, distinct[place.key].start)
         attempts += others
         choices += [choice] if choice else []
     return choices, attempts
+
+
+def unmeasured(options: Sequence[Applied], reason: str) -> list[Attempt]:
+    """Attempts for candidates that were not measured."""
+    return [_attempt(option, "not_worth_it", reason) for option in options]
 
 
 def compatible(choices: Sequence[Choice]) -> tuple[list[Choice], list[Choice]]:
@@ -152,18 +164,10 @@ def describe(timing: Timing) -> str:
     return f"{timing.speedup:.2f}x ({timing.interval[0]:.2f} to {timing.interval[1]:.2f}) in context"
 
 
-def _attempt(option: Applied, outcome: str, reason: str, timing: Timing | None = None) -> Attempt:
+def _attempt(option: Applied, outcome: Outcome, reason: str, timing: Timing | None = None) -> Attempt:
     details = {} if timing is None else {"speedup": timing.speedup, "interval": timing.interval}
     made = option.rewrite
-    assert outcome in ("slower", "not_worth_it")
-    return Attempt(
-        option.step.rule.name,
-        made.site,
-        "slower" if outcome == "slower" else "not_worth_it",
-        reason,
-        summary=made.summary,
-        details=details,
-    )
+    return Attempt(option.step.rule.name, made.site, outcome, reason, summary=made.summary, details=details)
 
 
 def _capture(model: Model, found: Sequence[Place], feeds: Feeds, options: RunOptions) -> Feeds:

@@ -130,7 +130,8 @@ def _fastest(
     sure_model, sure = _without(model, applied, doubtful, options) if doubtful else (everything, list(applied))
     rivals = [everything, sure_model] if doubtful and sure else [everything]
     timings = _time(model, rivals, inputs, options, seconds, progress)
-    if len(timings) == 2 and timings[1].speedup > timings[0].speedup:
+    best = max(timings, key=lambda timing: (timing.verdict == "FASTER", timing.speedup))
+    if best is not timings[0]:
         return sure_model, sure, timings[1], [_left_out(done) for done in doubtful]
     return everything, list(applied), timings[0], []
 

@@ -7,7 +7,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from rewriter.base import Pass
-from rewriter.choose import Choice, Progress, choose, compatible, describe, places
+from rewriter.choose import (
+    BUDGET_SPENT,
+    Choice,
+    Progress,
+    choose,
+    compatible,
+    describe,
+    places,
+    unmeasured,
+)
 from rewriter.feeds import Inputs
 from rewriter.graph import Graph
 from rewriter.model import Model
@@ -47,9 +56,13 @@ def search(
         attempts += declined
         measured |= candidates.keys()
         deadline = begin + seconds * (1.0 if turn else _FIRST_ROUND)
-        if not candidates or time.perf_counter() > deadline:
+        if time.perf_counter() > deadline:
+            attempts += [entry for variants in candidates.values() for entry in unmeasured(variants, BUDGET_SPENT)]
             break
-        found = places(graph, candidates, inputs.feeds)
+        if not candidates:
+            break
+        found, left_out = places(graph, candidates, inputs.feeds)
+        attempts += left_out
         choices, others = choose(graph, found, inputs.feeds, options, deadline, progress)
         attempts += others
         kept, clashing = compatible(choices)

@@ -205,3 +205,21 @@ def test_doubtful_ones_are_left_out_when_the_rest_is_faster_alone(model: Model, 
     assert [entry.site for entry in left] == ["stage1.block2.conv2"]
     assert "faster without it" in left[0].reason
     assert np.isclose(outcome.timing.speedup if outcome.timing else 0, 1.3)
+
+
+def test_the_set_that_is_surely_faster_wins(model: Model, measured: Callable[..., None]) -> None:
+    two = Model.load(resnext_model(ResNeXt(image=32, blocks=(2,), width=32, groups=16, classes=10)))
+
+    def context(name: str) -> Timing:
+        return timing(1.5, "FASTER") if "block1" in name else timing(1.2, "NOISE")
+
+    measured(context, lambda number: [timing(1.2, "FASTER"), timing(1.3, "NOISE")][number])
+    assert kept(run(two, REGROUP)) == {("regroup", f"stage1.block{block}.conv2") for block in (1, 2)}
+
+
+def test_without_time_every_candidate_says_so(model: Model, measured: Callable[..., None]) -> None:
+    measured(lambda _: pytest.fail("there is no time to measure"), lambda _: pytest.fail("nothing is left to time"))
+    outcome = optimize(model, {REGROUP.name: REGROUP}, {REGROUP.name: BLOCK}, OPTIONS, budget=1e-9)
+    reasons = [entry.reason for entry in outcome.attempts if entry.outcome == "not_worth_it"]
+    assert len(reasons) == 1
+    assert "budget was spent" in reasons[0]
