@@ -10,6 +10,11 @@ PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# Where CUDA is tested and measured: an environment of its own, with onnxruntime-gpu in place of onnxruntime.
+# `make CUDA_PYTHON=/path/to/python test-cuda` uses one that has everything already.
+CUDA_VENV := .venv-cuda
+CUDA_PYTHON ?= $(CUDA_VENV)/bin/python
+CUDA_READY := $(if $(filter $(CUDA_VENV)/%,$(CUDA_PYTHON)),$(CUDA_VENV)/.ready)
 SOURCES := $(wildcard rewriter passes models tests benchmarks)
 DEMO := build/demo
 
@@ -18,7 +23,7 @@ WORKERS := -n logical --maxprocesses 4 --dist worksteal
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-cuda lint format types wheel-test bench ci clean
+.PHONY: help venv demo test test-cuda lint format types wheel-test swap-test bench bench-cuda ci clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
@@ -33,6 +38,13 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
+$(CUDA_VENV)/.ready: pyproject.toml constraints.txt
+	"$(PYTHON)" -m venv $(CUDA_VENV)
+	$(CUDA_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(CUDA_VENV)/bin/python -m pip uninstall --quiet --yes onnxruntime
+	$(CUDA_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt 'onnxruntime-gpu[cuda,cudnn]'
+	@touch $@
+
 demo: $(READY) ## rewrite a ResNeXt-50 exported from TensorFlow, prove it, time it
 	mkdir -p $(DEMO)
 	$(BIN)/python -m models zoo:tf_resnext50_depthwise_sum -o $(DEMO)/tf_resnext50.onnx
@@ -41,11 +53,14 @@ demo: $(READY) ## rewrite a ResNeXt-50 exported from TensorFlow, prove it, time 
 test: $(READY) ## run the tests (ARGS='-k name' and the like reach pytest)
 	$(BIN)/python -m pytest $(WORKERS) $(ARGS)
 
-test-cuda: $(READY) ## run the tests that need a CUDA GPU; fails where there is none
-	REWRITER_REQUIRE_CUDA=1 $(BIN)/python -m pytest -m cuda $(ARGS)
+test-cuda: $(CUDA_READY) ## run the tests that need a CUDA GPU; fails where there is none (about 3 GB to download)
+	REWRITER_REQUIRE_CUDA=1 $(CUDA_PYTHON) -m pytest -m cuda $(ARGS)
 
 wheel-test: $(READY) ## build the wheel, install it in a clean environment, use it from an empty folder
 	$(BIN)/python -m pytest tests/test_wheel.py -m 'wheel or not wheel' $(ARGS)
+
+swap-test: $(READY) ## replace onnxruntime by onnxruntime-gpu in a clean environment (downloads 255 MB; needs no GPU)
+	$(BIN)/python -m pytest tests/test_swap.py -m swap $(ARGS)
 
 lint: $(READY) ## ruff: rules and formatting
 	$(BIN)/ruff check .
@@ -59,11 +74,14 @@ types: $(READY) ## mypy --strict
 	$(BIN)/mypy $(SOURCES)
 
 bench: $(READY) ## measure the figures the README gives (takes a while; wants a quiet machine)
-	@set -e; for file in benchmarks/[!_]*.py; do echo "$$file"; $(BIN)/python "$$file"; done
+	@set -e; for name in engine optimize readme; do echo "benchmarks/$$name.py"; $(BIN)/python -m benchmarks.$$name; done
+
+bench-cuda: $(CUDA_READY) ## measure the figures of a GPU, in 8 minutes, into benchmarks/results/cuda.json
+	$(CUDA_PYTHON) -m benchmarks.cuda $(ARGS)
 
 ci: ## everything the continuous integration runs
 	.ci/run
 
 clean: ## remove everything that the targets made
-	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(CUDA_VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find $(SOURCES) -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,6 +1,6 @@
 """Put the measured figures into README.md: the tables between its `figures` markers are built from benchmarks/results.
 
-python benchmarks/readme.py [--check]
+python -m benchmarks.readme [--check]
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ import argparse
 import json
 import sys
 from pathlib import Path
+
+from benchmarks import cuda_table
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -55,6 +57,8 @@ def section() -> str:
         f"{row['peak_over_file']:.2f} × the file |"
         for row in engine["passes"]
     ]
+    cuda = RESULTS / "cuda.json"
+    lines += ["", *cuda_table.section(json.loads(cuda.read_text()) if cuda.exists() else None)]
     return "\n".join(lines)
 
 

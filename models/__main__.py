@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if asked.name is None or asked.output is None:
         parser.error("give a model name and -o FILE, or --list")
     try:
-        model = build(asked.name, Options(asked.seed, asked.batch, asked.opset))
+        model = build(asked.name, Options(asked.seed, asked.batch, asked.opset, asked.float16))
         size = write_model(model, asked.output)
     except ModelError as error:
         return _fail(str(error))
@@ -47,6 +47,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=0, help="seed of the weights (default: 0)")
     parser.add_argument("--batch", type=_batch, help=f"batch size, or {OPEN_BATCH} to leave it open (default: 1)")
     parser.add_argument("--opset", type=int, help=f"ONNX operator set, {OLDEST_OPSET} to {NEWEST_OPSET} (default: 17)")
+    parser.add_argument("--float16", action="store_true", help="weights, inputs and outputs in float16")
     return parser
 
 

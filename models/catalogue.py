@@ -12,6 +12,7 @@ from typing import get_args
 import onnx
 
 from models.errors import ModelError
+from models.half import half_model
 from models.resnext import ResNeXt, ResNeXtForm, resnext_model
 from models.zoo.refill import zoo_model, zoo_names
 
@@ -26,6 +27,7 @@ class Options:
     batch: int | str | None = None
     """A number, or `N` for a batch that stays open."""
     opset: int | None = None
+    float16: bool = False
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,9 @@ def build(name: str, options: Options | None = None) -> onnx.ModelProto:
         similar = difflib.get_close_matches(name, entries, n=1)
         hint = f"did you mean {similar[0]}" if similar else "--list shows all names"
         raise ModelError(f"there is no model named {name}: {hint}")
-    return entries[name].build(options or Options())
+    wanted = options or Options()
+    model = entries[name].build(wanted)
+    return half_model(model) if wanted.float16 else model
 
 
 def catalogue() -> Mapping[str, Entry]:

@@ -4,15 +4,20 @@
 
 becomes, with I = C/G inputs and O = M/G outputs per group,
 
-    wide = Conv(x, Wd [C*O, 1, *K], group=C)        Wd[c*O + q, 0] = W[g*O + q, i],  c = g*I + i
-    y    = Reshape(ReduceSum(Reshape(wide, [N, G, I, O, *S]), axis I), [N, M, *S]) + b
+    wide  = Conv(x, Wd [C*O, 1, *K], group=C)       Wd[c*O + q, 0] = W[g*O + q, i],  c = g*I + i
+    split = Reshape(wide, [N, G, I, O, *S])
+    y     = Reshape(ReduceSum(split, axis I), [N, M, *S]) + b
 
+Settings: `reduce` = middle | first | last, where axis I lies when it is summed.  `middle` sums it where it is; `first`
+and `last` have a Transpose bring it there: [I, N, G, O, *S] or [N, G, O, *S, I].
 Conditions: 1 < G < C; constant weight and bias.  Any rank, stride, dilation, padding and float type.  Sizes that are
 not known before the model runs are read from the depthwise output with Shape.
 Safety: EXACT, weights only move; the sums are taken in another order.
 Source: the form TensorFlow users wrote before it had grouped convolutions; the equation is plain regrouping of the sum
-over a group's inputs.
-Use: for runtimes and devices that refuse grouped convolutions but take depthwise ones.  It is slow on ONNX Runtime.
+over a group's inputs.  Which axes CUDA sums fast: ORT's get_applicable_matrix_reduction.
+Use: for runtimes and devices that refuse grouped convolutions but take depthwise ones.  It is slow on ONNX Runtime's
+CPU provider.  Its CUDA provider has fast kernels only for sums over the first or the last axes (those of size 1 do not
+count), so that there `optimize` measures all three.
 """
 
 from __future__ import annotations
@@ -20,7 +25,9 @@ from __future__ import annotations
 import numpy as np
 
 from rewriter import (
+    BadInput,
     Builder,
+    ConvSite,
     Graph,
     Match,
     NodePattern,
@@ -37,12 +44,17 @@ from rewriter import (
 )
 from rewriter.conv import grouped_to_depthwise
 
+_INPUTS = 2
+"""Axis I of [N, G, I, O, *S]."""
+_BROUGHT = {"middle": "", "first": " in front", "last": " at the end"}
+
 
 class GroupedToDepthwiseSum(Pass):
     """Conv(group=G) -> depthwise Conv + Reshape + ReduceSum (+ bias)."""
 
     name = "grouped-to-depthwise-sum"
     safety = Safety.EXACT
+    defaults = {"reduce": "middle"}  # noqa: RUF012 - never mutated
     gives = "depthwise_sum"
 
     @staticmethod
@@ -50,10 +62,21 @@ class GroupedToDepthwiseSum(Pass):
         """A convolution with or without bias."""
         return op.Conv(x, w, maybe(b))
 
-    def rewrite(self, graph: Graph, found: Match, settings: Settings) -> Rewrite:  # noqa: ARG002 - it has no settings
-        site = lift(graph.model, found.node)
-        require(site.group > 1, "it is dense (group 1), not grouped", site.y, matched=0)
-        require(site.i_per > 1, "it is depthwise already: each group has one input channel", site.y)
+    def check(self, settings: Settings) -> None:
+        where = settings["reduce"]
+        if where not in _BROUGHT:
+            raise BadInput(f"the setting {self.name}.reduce is '{where}': it must be one of {', '.join(_BROUGHT)}.")
+
+    def choices(self, graph: Graph, found: Match) -> tuple[Settings, ...]:
+        """The default on the CPU; elsewhere every place of the summed axis."""
+        _grouped(graph, found)
+        if graph.provider == "cpu":
+            return ({},)
+        return tuple({"reduce": where} for where in _BROUGHT)
+
+    def rewrite(self, graph: Graph, found: Match, settings: Settings) -> Rewrite:
+        site = _grouped(graph, found)
+        where = str(settings["reduce"])
         build = Builder(graph.model, f"{site.y}/depthwise_sum")
         weight = build.constant(grouped_to_depthwise(site.weight, site.group), "weight")
         wide = build.conv(site.node, site.x, weight, None, site.c, None)
@@ -64,7 +87,7 @@ class GroupedToDepthwiseSum(Pass):
             for axis, size in enumerate(known[2:])
         ]
         split = build.reshape(wide, [0, site.group, site.i_per, site.o_per, *space], "groups")
-        total = build.reduce_sum(split, 2, "sum")
+        total = _sum(build, split, rank + 4, where)
         if site.bias is None:
             build.reshape(total, [0, site.m, *space], "merged", site.y)
         else:
@@ -79,5 +102,24 @@ class GroupedToDepthwiseSum(Pass):
             found.node,
             tuple(build.nodes),
             tuple(build.initializers),
-            f"Conv group {site.group} -> depthwise Conv of {site.c * site.o_per} channels, summed over {site.i_per}",
+            f"Conv group {site.group} -> depthwise Conv of {site.c * site.o_per} channels, summed over {site.i_per}"
+            f"{_BROUGHT[where]}",
         )
+
+
+def _grouped(graph: Graph, found: Match) -> ConvSite:
+    """The convolution, if it is a grouped one."""
+    site = lift(graph.model, found.node)
+    require(site.group > 1, "it is dense (group 1), not grouped", site.y, matched=0)
+    require(site.i_per > 1, "it is depthwise already: each group has one input channel", site.y)
+    return site
+
+
+def _sum(build: Builder, split: str, rank: int, where: str) -> str:
+    """`[N, G, I, O, *S]`, of that rank, summed over I where it is or brought to the front or end: `[N, G, O, *S]`."""
+    if where == "middle":
+        return build.reduce_sum(split, _INPUTS, "sum")
+    kept = [axis for axis in range(rank) if axis != _INPUTS]
+    perm = [_INPUTS, *kept] if where == "first" else [*kept, _INPUTS]
+    moved = build.transpose(split, perm, f"inputs_{where}")
+    return build.reduce_sum(moved, perm.index(_INPUTS), "sum")

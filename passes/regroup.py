@@ -5,12 +5,16 @@
 where W' is block-diagonal: f old groups side by side in each new one, zeros between them.
 
 Settings: `factor` f, or `groups` G/f, or neither: then f is the smallest divisor of G that makes f*C/G and f*M/G
-multiples of `block`, the width ONNX Runtime's fast convolutions (NCHWc) want on this machine; `block` 0 finds it out.
+multiples of `block`, the width that ONNX Runtime's fast CPU convolutions (NCHWc) want on this machine; `block` 0 finds
+it out.
 Conditions: G > 1; constant weight and bias.  Without factor or groups, only 2-D float32 convolutions that are not on
-the fast path already.
+the CPU's fast path already.
+What `optimize` measures: on the CPU the smallest factors that reach the fast path; on CUDA the smallest ones that make
+both widths multiples of 4, of 8, of 16 and of 32, and one dense convolution (f = G), of any rank, in float32, float16
+and bfloat16.
 Safety: FINITE.  Zero times an infinite or NaN activation is NaN: a NaN or infinity spreads to the groups merged with.
 Source: ORT's NchwcTransformer takes G > 1 only with depthwise multiplier 1 or block-aligned groups; elsewhere it falls
-back to one matrix product per group.
+back to one matrix product per group.  The widths for CUDA are in `rewriter.providers`.
 """
 
 from __future__ import annotations
@@ -18,8 +22,10 @@ from __future__ import annotations
 import numpy as np
 
 from rewriter import (
+    BadInput,
     Builder,
     ConvSite,
+    Declined,
     Graph,
     Match,
     NodePattern,
@@ -37,6 +43,9 @@ from rewriter import (
 )
 from rewriter import conv as algebra
 
+_MEASURED = ("float32", "float16", "bfloat16")
+"""Types that the matrix units of devices with widths multiply, float32 rounded to TF32."""
+
 
 class Regroup(Pass):
     """Conv(group=G) -> Conv(group=G/f), zero-filled."""
@@ -50,16 +59,19 @@ class Regroup(Pass):
         """A convolution with or without bias."""
         return op.Conv(x, w, maybe(b))
 
+    def check(self, settings: Settings) -> None:
+        if settings["factor"] and settings["groups"]:
+            raise BadInput(f"both {self.name}.factor and {self.name}.groups are set: set one.")
+
     def choices(self, graph: Graph, found: Match) -> tuple[Settings, ...]:
-        """The three smallest factors that reach the fast path (one where it would be mostly zeros)."""
-        site = lift(graph.model, found.node)
-        _factor(site, self.defaults)
-        few = 1 if site.i_per == 1 else 3
-        return tuple({"factor": factor} for factor in _factors(site, nchwc_block())[:few])
+        """The factors that reach the provider's widths and dense, or on the CPU the fast path; few if mostly zeros."""
+        site = _grouped(graph, found)
+        factors = _for_widths(site, graph.widths) if graph.widths else _for_fast_path(site)
+        return tuple({"factor": factor} for factor in factors)
 
     def rewrite(self, graph: Graph, found: Match, settings: Settings) -> Rewrite:
-        site = lift(graph.model, found.node)
-        factor = _factor(site, settings)
+        site = _grouped(graph, found)
+        factor = _factor(graph, site, settings)
         groups = site.group // factor
         build = Builder(graph.model, f"{site.y}/regroup")
         weight = build.constant(algebra.regroup(site.weight, site.group, groups), "weight")
@@ -76,10 +88,37 @@ class Regroup(Pass):
         )
 
 
-def _factor(site: ConvSite, settings: Settings) -> int:
+def _grouped(graph: Graph, found: Match) -> ConvSite:
+    """The convolution, if it is a grouped one."""
+    site = lift(graph.model, found.node)
     require(site.group > 1, "it is dense (group 1): there are no groups to merge", site.y, matched=0)
+    return site
+
+
+def _for_fast_path(site: ConvSite) -> list[int]:
+    """The three smallest factors that reach this machine's fast path, or one where it would be mostly zeros."""
+    block = nchwc_block()
+    _default(site, block)
+    return _factors(site, block)[: 1 if site.i_per == 1 else 3]
+
+
+def _for_widths(site: ConvSite, widths: tuple[int, ...]) -> list[int]:
+    """The smallest factor for each width that it does not have yet, and G; two where it would be mostly zeros."""
+    kind = site.weight.dtype.name
+    require(
+        kind in _MEASURED,
+        f"wider groups are measured in {', '.join(_MEASURED)} only, and it is in {kind}: set regroup.factor to regroup "
+        "it anyway",
+        site.y,
+    )
+    reached = {next(iter(_factors(site, width, least=1)), 1) for width in widths} - {1}
+    factors = sorted(reached | {site.group})
+    return factors[:2] if _is_depthwise(site) else factors
+
+
+def _factor(graph: Graph, site: ConvSite, settings: Settings) -> int:
+    """The factor that the settings ask for."""
     factor, groups = int(settings["factor"]), int(settings["groups"])
-    require(not (factor and groups), "both regroup.factor and regroup.groups are set: set one", site.y)
     if groups:
         fits = groups > 0 and site.group % groups == 0
         require(fits, f"its {site.group} groups are no multiple of regroup.groups {groups}", site.y)
@@ -90,7 +129,16 @@ def _factor(site: ConvSite, settings: Settings) -> int:
         require(fits, f"its {site.group} groups are no multiple of regroup.factor {factor}", site.y)
         require(factor > 1, "a regroup.factor of 1 changes nothing", site.y)
         return factor
-    block = _block(settings)
+    try:
+        return _default(site, int(settings["block"]) or nchwc_block())
+    except Declined:
+        # What the default is for says nothing about a device that has widths of its own.
+        require(not graph.widths, "neither regroup.factor nor regroup.groups is set: set one", site.y)
+        raise
+
+
+def _default(site: ConvSite, block: int) -> int:
+    """The smallest factor that reaches the CPU's fast path."""
     require(block > 0, "this machine has no blocked fast path to reach: set regroup.factor", site.y)
     plain = len(site.kernel) == 2 and site.weight.dtype == np.float32
     require(plain, "the fast path takes 2-D float32 convolutions only: set regroup.factor to regroup it anyway", site.y)
@@ -104,29 +152,24 @@ def _factor(site: ConvSite, settings: Settings) -> int:
     return factors[0]
 
 
-def _block(settings: Settings) -> int:
-    return int(settings.get("block", 0)) or nchwc_block()
+def _is_depthwise(site: ConvSite) -> bool:
+    return site.i_per == 1 and site.o_per == 1
 
 
 def _is_fast(site: ConvSite, block: int) -> bool:
     """Whether ONNX Runtime's NCHWc path takes the convolution as it is."""
-    depthwise = site.i_per == 1 and site.o_per == 1
     aligned = site.i_per % block == 0 and site.o_per % block == 0
-    return site.m % 4 == 0 and (depthwise or aligned)
+    return site.m % 4 == 0 and (_is_depthwise(site) or aligned)
 
 
 def _width(site: ConvSite) -> str:
-    if site.i_per == 1 and site.o_per == 1:
-        return "depthwise"
-    return f"{site.i_per} in and {site.o_per} out per group"
+    return "depthwise" if _is_depthwise(site) else f"{site.i_per} in and {site.o_per} out per group"
 
 
-def _factors(site: ConvSite, block: int) -> list[int]:
-    """Divisors of G, ascending, that make both widths multiples of the block."""
-    if block <= 0:
-        return []
+def _factors(site: ConvSite, width: int, least: int = 2) -> list[int]:
+    """Divisors of G from `least` on, ascending, that make both widths multiples of `width`."""
     return [
         factor
-        for factor in range(2, site.group + 1)
-        if site.group % factor == 0 and factor * site.i_per % block == 0 and factor * site.o_per % block == 0
+        for factor in range(least, site.group + 1)
+        if site.group % factor == 0 and factor * site.i_per % width == 0 and factor * site.o_per % width == 0
     ]

@@ -1,7 +1,7 @@
 """rewriter: rewrites the convolutions of ONNX models and proves that nothing else changed.
 
-The names below are the public ones: the API (`optimize`, `rewrite`, `inspect`, `audit`, `bench`), the errors, and the
-kit that passes are written with.  They are loaded when first used, so that `rewriter --help` does not
+The names below are the public ones: the API (`optimize`, `rewrite`, `inspect`, `audit`, `cross_audit`, `bench`), the
+errors, and the kit that passes are written with.  They are loaded when first used, so that `rewriter --help` does not
 wait for ONNX Runtime.
 """
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from rewriter.api import Result as Result
     from rewriter.api import audit as audit
     from rewriter.api import bench as bench
+    from rewriter.api import cross_audit as cross_audit
     from rewriter.api import inspect as inspect
     from rewriter.api import optimize as optimize
     from rewriter.api import rewrite as rewrite
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
     from rewriter.errors import NotVerified as NotVerified
     from rewriter.errors import RewriterError as RewriterError
     from rewriter.fold import fold_into_producer as fold_into_producer
+    from rewriter.following import element_type as element_type
+    from rewriter.following import only_reader as only_reader
+    from rewriter.following import why_other_shape as why_other_shape
     from rewriter.graph import Graph as Graph
     from rewriter.lifting import ConvSite as ConvSite
     from rewriter.lifting import convs as convs
@@ -57,7 +61,7 @@ if TYPE_CHECKING:
     from rewriter.track import may_reduce as may_reduce
 
 _HOME = {
-    "api": "Result audit bench inspect optimize rewrite",
+    "api": "Result audit bench cross_audit inspect optimize rewrite",
     "base": "Pass",
     "build": "Builder",
     "census": "nchwc_block",
@@ -66,6 +70,7 @@ _HOME = {
     "emit": "interleave needs_layout reissue_shape restore_layout shuffle",
     "errors": "BadInput Different NotVerified RewriterError",
     "fold": "fold_into_producer",
+    "following": "element_type only_reader why_other_shape",
     "graph": "Graph",
     "match": "Match",
     "pattern": "NodePattern Op Var maybe",

@@ -16,7 +16,7 @@ import onnx
 
 from rewriter import engine, equivalence, saving, timing
 from rewriter.engine import Outcome, Progress, quiet
-from rewriter.equivalence import Audit, AuditOptions
+from rewriter.equivalence import Audit, AuditOptions, CrossAudit
 from rewriter.errors import BadInput, Different, NotVerified
 from rewriter.feeds import check_samples, representative
 from rewriter.graph import Graph
@@ -26,7 +26,7 @@ from rewriter.propose import Step
 from rewriter.registry import all_passes, pass_named
 from rewriter.report.record import Report, attempt_record, environment, file_record, timing_record
 from rewriter.rule import Settings
-from rewriter.session import require_provider
+from rewriter.session import Runtime, require_provider
 from rewriter.survey import Site, survey
 from rewriter.timing import Contender, Latency, Timing
 
@@ -101,18 +101,21 @@ def rewrite(
     begin = time.perf_counter()
     if not passes:
         raise BadInput("no pass is named: say which to apply.")
+    chosen = settings or {}
+    steps = [Step(pass_named(name), chosen.get(name, {})) for name in passes]
+    for step in steps:
+        step.rule.check({**step.rule.defaults, **step.settings})
     require_provider(options.runtime.provider)
     source = Model.load(model)
     check_samples(source, options.samples)
-    chosen = settings or {}
-    steps = [Step(pass_named(name), chosen.get(name, {})) for name in passes]
     outcome = engine.rewrite(source, steps, options, progress)
     return Result(outcome.model, _report("rewrite", source, outcome, options, begin))
 
 
 def inspect(model: Source, options: RunOptions = RunOptions()) -> list[Site]:  # noqa: B008 - frozen
     """Every convolution of the model, and what each pass would do to it or why not.  Runs nothing."""
-    return survey(Graph(Model.load(model), options.input_shapes), all_passes())[0]
+    graph = Graph(Model.load(model), options.input_shapes, options.runtime.provider)
+    return survey(graph, all_passes(), options.allow)[0]
 
 
 def audit(
@@ -130,6 +133,28 @@ def audit(
         runtime=options.runtime, seed=options.seed, input_shapes=options.input_shapes, samples=options.samples
     )
     return equivalence.audit(*models, asked, progress=progress)
+
+
+def cross_audit(
+    models: Sequence[Source],
+    runtimes: Sequence[Runtime],
+    options: RunOptions = RunOptions(),  # noqa: B008 - frozen
+    *,
+    progress: Progress = quiet,
+) -> CrossAudit:
+    """One or two models on several providers: the second against the first on each, and each across the providers.
+
+    `runtimes` take the place of `options.runtime`; the first is the reference.  Raises BadInput unless there are one or
+    two models and at least two runtimes, NotVerified when a provider is missing.
+    """
+    if not 1 <= len(models) <= 2 or len(runtimes) < 2:
+        raise BadInput("an audit across providers takes one or two models, and two providers or more.")
+    for runtime in runtimes:
+        require_provider(runtime.provider)
+    loaded = [Model.load(model) for model in models]
+    check_samples(loaded[0], options.samples)
+    asked = AuditOptions(seed=options.seed, input_shapes=options.input_shapes, samples=options.samples)
+    return equivalence.cross_audit(loaded, runtimes, asked, progress=progress)
 
 
 def bench(

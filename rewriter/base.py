@@ -28,6 +28,11 @@ class Pass(ABC):
     gives: ClassVar[str] = ""
     """A form of several nodes that this pass makes; a pass that takes it would undo this one."""
 
+    needs: ClassVar[frozenset[str]] = frozenset()
+    """What the user must allow (`--allow`, `RunOptions.allow`) before this pass makes anything."""
+    finishes: ClassVar[bool] = False
+    """No other pass takes what this one makes: it is measured when the others have had their turn."""
+
     pattern: ClassVar[PatternFunction]
     """The nodes it looks for: a static method like `def pattern(op, x, w, b): return op.Conv(x, w, maybe(b))`."""
 
@@ -35,8 +40,17 @@ class Pass(ABC):
     def rewrite(self, graph: Graph, found: Match, settings: Settings) -> Rewrite:
         """The rewrite where the pattern fits; declines with `require`."""
 
+    def check(self, settings: Settings) -> None:  # noqa: B027 - most passes take any value of the right type
+        """Raise BadInput for settings that are wrong whatever the model; `settings` has a value for each default.
+
+        Called before any work, and again with each proposal.
+        """
+
     def choices(self, graph: Graph, found: Match) -> tuple[Settings, ...]:  # noqa: ARG002 - part of the interface
-        """The settings worth measuring there when the user leaves the choice to the machine."""
+        """The settings worth measuring there when the user leaves the choice to the machine; declines with `require`.
+
+        This, and what reasons say, is all that may depend on `graph.provider`.
+        """
         return ({},)
 
     def sites(self, graph: Graph) -> Iterator[int]:
@@ -49,8 +63,10 @@ class Pass(ABC):
 
     def propose(self, graph: Graph, node: int, settings: Settings) -> Rewrite:
         """`rewrite` at a node, with the defaults filled in and its contract checked; raises Declined."""
+        complete = {**self.defaults, **settings}
+        self.check(complete)
         found = match(trace(self.pattern), graph.model, node)
-        made = self.rewrite(graph, found, {**self.defaults, **settings})
+        made = self.rewrite(graph, found, complete)
         _check_contract(self, graph, made)
         return made
 
@@ -65,6 +81,10 @@ def _check_contract(rule: Pass, graph: Graph, made: Rewrite) -> None:
     for name in sorted(lost):
         if model.wiring.escapes(name) or set(model.wiring.readers(name)) - made.removed:
             raise AssertionError(f"{rule.name}: '{name}' is still read, but the rewrite at '{made.site}' removes it")
+    known = {"", "ai.onnx", *(domain for domain, _ in made.imports)}
+    foreign = {node.domain for node in made.added} - known - {node.domain for node in model.nodes}
+    if foreign:
+        raise AssertionError(f"{rule.name}: the rewrite at '{made.site}' imports no operator set '{min(foreign)}'")
     new = (outputs | {tensor.name for tensor in made.initializers}) - {
         name for index in made.removed for name in model.nodes[index].output
     }

@@ -10,6 +10,7 @@ import onnx_graphsurgeon as gs
 from onnx import numpy_helper
 from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
 
+from rewriter import contrib
 from rewriter.constants import Array
 from rewriter.model import Model
 from rewriter.names import Names
@@ -33,6 +34,12 @@ class Builder:
     def reads(self) -> frozenset[str]:
         """Every tensor that the new nodes read."""
         return frozenset(name for node in self.nodes for name in node.input)
+
+    @property
+    def imports(self) -> tuple[tuple[str, int], ...]:
+        """The operator sets, (domain, version), that the new nodes need besides the default one."""
+        used = any(contrib.is_fused_conv(node) for node in self.nodes)
+        return ((contrib.DOMAIN, contrib.VERSION),) if used else ()
 
     def constant(self, value: Array, hint: str) -> str:
         """A constant tensor: an initializer; up to IR version 3, where those must be graph inputs, a Constant node."""
@@ -85,6 +92,25 @@ class Builder:
                 copy.attribute.append(onnx.helper.make_attribute("group", group))
         self.nodes.append(copy)
         return result
+
+    def fused_conv(
+        self, original: onnx.NodeProto, bias: str | None, residual: str | None, activation: str, output: str
+    ) -> str:
+        """ONNX Runtime's FusedConv with a Conv's name, input, weight and attributes, its output `output`.
+
+        Its CUDA kernel reads the bias wherever there is a residual: that needs a bias.
+        """
+        made = onnx.NodeProto()
+        made.CopyFrom(original)
+        made.op_type, made.domain = contrib.FUSED_CONV, contrib.DOMAIN
+        operands = [*original.input[:2], bias or "", residual or ""]
+        while not operands[-1]:
+            operands.pop()
+        made.input[:] = operands
+        made.output[:] = [output]
+        made.attribute.append(onnx.helper.make_attribute("activation", activation))
+        self.nodes.append(made)
+        return output
 
     def copy(self, original: onnx.NodeProto, x: str) -> str:
         """A copy of a one-output node that reads x first and gives a fresh tensor."""

@@ -20,6 +20,7 @@ from rewriter.cli_reports import (
     audit_report,
     bench_report,
     check_reports,
+    cross_report,
     failure_report,
     reports_ready,
     write_reports,
@@ -87,6 +88,7 @@ def optimize(
     ] = None,
     budget: Annotated[float, typer.Option(metavar="SECONDS", help="Time to spend, audits included.")] = 60.0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Do everything but write OUT.")] = False,
+    allow: given.AllowOption = None,
     provider: given.ProviderOption = "cpu",
     provider_option: given.ProviderOptions = None,
     threads: given.ThreadsOption = 1,
@@ -104,7 +106,7 @@ def optimize(
     timed as a whole. When nothing helps, OUT is a byte-identical copy of MODEL.
     """
     voice = Voice(quiet, verbose)
-    options = _options(provider, provider_option, threads, inputs, input_shape, seed, ort_level)
+    options = _options(provider, provider_option, threads, inputs, input_shape, seed, ort_level, allow)
     given.check_budget(budget)
     out = _checked_output(model, output, None if dry_run else output or given.default_output(model), report)
     from rewriter import api
@@ -126,6 +128,7 @@ def rewrite(
         list[str] | None,
         typer.Option("--set", metavar="PASS.KEY=VALUE", help="A setting of a pass (see `rewriter passes NAME`)."),
     ] = None,
+    allow: given.AllowOption = None,
     provider: given.ProviderOption = "cpu",
     provider_option: given.ProviderOptions = None,
     threads: given.ThreadsOption = 1,
@@ -143,7 +146,7 @@ def rewrite(
     Where no pass matches, OUT is a byte-identical copy of MODEL, and the reasons are printed.
     """
     voice = Voice(quiet, verbose)
-    options = _options(provider, provider_option, threads, inputs, input_shape, seed, ort_level)
+    options = _options(provider, provider_option, threads, inputs, input_shape, seed, ort_level, allow)
     out = _checked_output(model, output, output or given.default_output(model), report)
     from rewriter import api
     from rewriter.propose import parse_settings
@@ -191,8 +194,13 @@ def inspect(
 @app.command()
 def audit(
     before: Annotated[Path, typer.Argument(metavar="A", show_default=False, help="The original ONNX file.")],
-    after: Annotated[Path, typer.Argument(metavar="B", show_default=False, help="The file to judge against it.")],
-    provider: given.ProviderOption = "cpu",
+    after: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="B", show_default=False, help="The file to judge against it; may be left out with two providers."
+        ),
+    ] = None,
+    provider: given.ProvidersOption = [given.ProviderName.CPU],  # noqa: B006 - never mutated
     provider_option: given.ProviderOptions = None,
     threads: given.ThreadsOption = 1,
     inputs: given.InputsOption = None,
@@ -203,23 +211,32 @@ def audit(
     quiet: given.QuietOption = False,
     verbose: given.VerboseOption = False,
 ) -> int:
-    """Decide whether two models compute the same.
+    """Decide whether two models compute the same, or one model on two providers.
 
     Whoever made the second. The exit code is the verdict: 0 equivalent; 1 different; 3 not verified, or
-    approximate: every run agreed, but the agreement is not proven.
+    approximate: every run agreed, but the agreement is not proven. With --provider given twice, B is judged against A
+    on each provider, and each model on the second provider against itself on the first.
     """
     voice = Voice(quiet, verbose)
-    options = _options(provider, provider_option, threads, inputs, input_shape, seed, ort_level)
-    check_reports(report or (), (before, after))
+    runtimes, options = given.audit_options(provider, provider_option, threads, inputs, input_shape, seed, ort_level)
+    files = [before] if after is None else [before, after]
+    if len(runtimes) == 1 and after is None:
+        raise BadInput("there is nothing to compare: give a second model, or --provider twice (cpu and cuda).")
+    check_reports(report or (), files)
     from rewriter import api
     from rewriter.model import Model
-    from rewriter.report.text_audit import audit_blocks, audit_conclusion
+    from rewriter.report import text_audit as text
 
-    models = Model.load(before), Model.load(after)
+    models = [Model.load(path) for path in files]
     with _reporting("audit", before, options, report or ()), voice.progress("comparing the models") as progress:
-        found = api.audit(before, after, options, progress=progress)
-    write_reports(report or (), audit_report(found, *models, options.runtime))
-    voice.say(audit_blocks(found, verbose), audit_conclusion(found))
+        if len(runtimes) > 1:
+            crossed = api.cross_audit(files, runtimes, options, progress=progress)
+            write_reports(report or (), cross_report(crossed, models, runtimes))
+            voice.say(text.cross_blocks(crossed, verbose), text.cross_conclusion(crossed))
+            return _CODES[crossed.verdict]
+        found = api.audit(before, files[1], options, progress=progress)
+    write_reports(report or (), audit_report(found, models[0], models[1], options.runtime))
+    voice.say(text.audit_blocks(found, verbose), text.audit_conclusion(found))
     return _CODES[found.verdict]
 
 
@@ -244,7 +261,7 @@ def bench(
     """Time a model, or others against the first.
 
     Paired, interleaved, on the same inputs, with intervals. Whether they compute the same is not judged here;
-    `rewriter audit` does that.
+    `rewriter audit` does that. On cuda, inputs and outputs stay on the device, and its clocks are noted.
     """
     voice = Voice(quiet, verbose)
     options = _options(provider, provider_option, threads, inputs, input_shape, seed, ort_level)
@@ -314,14 +331,11 @@ def _options(
     input_shape: Sequence[str] | None,
     seed: int,
     ort_level: given.Level,
+    allow: Sequence[str] | None = None,
 ) -> RunOptions:
     """The shared options as a record, and ONNX Runtime told to print nothing by itself."""
-    # NumPy first: where ONNX Runtime's extension loads it, Ctrl-C becomes an ImportError that hides what it was.
-    import numpy  # noqa: F401
-    import onnxruntime
-
-    onnxruntime.set_default_logger_severity(4)  # fatal only: what a provider cannot load arrives as an exception
-    return given.run_options(provider, provider_option, threads, inputs, input_shape, seed, ort_level)
+    given.silence()
+    return given.run_options(provider, provider_option, threads, inputs, input_shape, seed, ort_level, allow)
 
 
 def _checked_output(model: Path, asked: Path | None, out: Path | None, report: Sequence[Path] | None) -> Path | None:

@@ -11,6 +11,7 @@ import onnx
 
 from rewriter.base import Pass
 from rewriter.model import Model
+from rewriter.options import PERMITS
 from rewriter.report.record import file_record
 from rewriter.report.text import Block, Table, counted, sites_text, unnamed
 from rewriter.rule import Attempt
@@ -110,8 +111,16 @@ def survey_conclusion(sites: Sequence[Site], unreachable: Sequence[Attempt]) -> 
 
 def pass_table(rules: Mapping[str, Pass]) -> Table:
     """Name, summary and safety of every pass."""
-    rows = tuple((name, first_line(rule), rule.safety.name, rule.safety.value) for name, rule in rules.items())
-    return Table(("pass", "what it does", "safety", "what that means"), rows)
+    rows = tuple(
+        (name, first_line(rule), rule.safety.name, rule.safety.value, needed(rule) or "-")
+        for name, rule in rules.items()
+    )
+    return Table(("pass", "what it does", "safety", "what that means", "needs"), rows)
+
+
+def needed(rule: Pass) -> str:
+    """`--allow contrib-ops`; empty for a pass that needs no permission."""
+    return " ".join(f"--allow {name}" for name in sorted(rule.needs))
 
 
 def first_line(rule: Pass) -> str:
@@ -124,6 +133,7 @@ def pass_blocks(rule: Pass) -> list[Block]:
     module = sys.modules[type(rule).__module__]
     blocks: list[Block] = [inspect.cleandoc(module.__doc__ or type(rule).__doc__ or rule.name)]
     blocks.append(f"Safety: {rule.safety.name}: {rule.safety.value}.")
+    blocks += [f"It needs {needed(rule)}: {PERMITS[name]}." for name in sorted(rule.needs)]
     if rule.defaults:
         rows = tuple((f"{rule.name}.{key}", type(value).__name__, str(value)) for key, value in rule.defaults.items())
         blocks.append(Table(("setting", "type", "default"), rows))

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
 import typer
 
@@ -16,9 +17,18 @@ from rewriter.errors import BadInput
 
 if TYPE_CHECKING:
     from rewriter.options import RunOptions
+    from rewriter.session import Runtime
 
 Provider = Literal["cpu", "cuda"]
 Level = Literal["disable", "basic", "extended", "layout", "all"]
+
+
+class ProviderName(StrEnum):
+    """The same names, for options given several times: typer takes no list of Literals."""
+
+    CPU = "cpu"
+    CUDA = "cuda"
+
 
 _RUN = "How the model is run"
 _OUTPUT = "What is written and shown"
@@ -27,9 +37,18 @@ ModelArgument = Annotated[Path, typer.Argument(metavar="MODEL", show_default=Fal
 ProviderOption = Annotated[
     Provider, typer.Option("--provider", help="Where the model runs; never silently replaced by another.")
 ]
+ProvidersOption = Annotated[
+    list[ProviderName],
+    typer.Option("--provider", help="Where the models run; given twice, the second is judged against the first."),
+]
 ProviderOptions = Annotated[
     list[str] | None,
-    typer.Option("--provider-option", metavar="KEY=VALUE", help="An option of the cuda provider; may be repeated."),
+    typer.Option(
+        "--provider-option",
+        metavar="KEY=VALUE",
+        help="An option of the cuda provider, such as use_tf32=0, or enable_cuda_graph=1 to time replays of a captured "
+        "CUDA graph; may be repeated.",
+    ),
 ]
 ThreadsOption = Annotated[
     int,
@@ -55,6 +74,14 @@ SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Seed of everythi
 LevelOption = Annotated[
     Level, typer.Option("--ort-level", help="ONNX Runtime's graph optimization level that you deploy with.")
 ]
+AllowOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--allow",
+        metavar="WHAT",
+        help="contrib-ops: also make operators that only ONNX Runtime has; may be repeated.",
+    ),
+]
 ReportOption = Annotated[
     list[Path] | None,
     typer.Option("--report", metavar="R.json", help="Also write a JSON report there; may be repeated."),
@@ -75,6 +102,50 @@ OutOption = Annotated[
 ]
 
 
+def silence() -> None:
+    """Tell ONNX Runtime to print nothing by itself."""
+    # NumPy first: where ONNX Runtime's extension loads it, Ctrl-C becomes an ImportError that hides what it was.
+    import numpy  # noqa: F401
+    import onnxruntime
+
+    onnxruntime.set_default_logger_severity(4)  # fatal only: what a provider cannot load arrives as an exception
+
+
+def audit_options(
+    names: Sequence[str],
+    provider_option: Sequence[str] | None,
+    threads: int,
+    inputs: Sequence[Path] | None,
+    input_shape: Sequence[str] | None,
+    seed: int,
+    ort_level: Level,
+) -> tuple[list[Runtime], RunOptions]:
+    """The runtimes of an audit, one per provider, and its options as a record with the first of them.
+
+    Options of providers go to those that take any.  Raises BadInput naming what is wrong.
+    """
+    silence()
+    from dataclasses import replace
+
+    from rewriter.providers import PROVIDERS
+
+    providers = [known for name in names for known in get_args(Provider) if known == name]
+    for provider in providers:
+        if providers.count(provider) > 1:
+            raise BadInput(f"--provider {provider} is given twice: a provider is compared with another one.")
+    able = next((provider for provider in providers if PROVIDERS[provider].takes_options), providers[0])
+    options = run_options(able, provider_option, threads, inputs, input_shape, seed, ort_level)
+    runtimes = [
+        replace(
+            options.runtime,
+            provider=provider,
+            provider_options=options.runtime.provider_options if PROVIDERS[provider].takes_options else (),
+        )
+        for provider in providers
+    ]
+    return runtimes, replace(options, runtime=runtimes[0])
+
+
 def run_options(
     provider: Provider,
     provider_option: Sequence[str] | None,
@@ -83,20 +154,25 @@ def run_options(
     input_shape: Sequence[str] | None,
     seed: int,
     ort_level: Level,
+    allow: Sequence[str] | None = None,
 ) -> RunOptions:
     """The options as one record; raises BadInput naming the one that is wrong."""
     from rewriter.options import RunOptions, load_samples, parse_shapes
+    from rewriter.providers import PROVIDERS
     from rewriter.session import Runtime
 
     pairs = provider_options(provider_option or ())
-    if pairs and provider == "cpu":
+    if pairs and not PROVIDERS[provider].takes_options:
         # ONNX Runtime accepts any option for its CPU provider, and ignores it.
-        raise BadInput(f"--provider-option {pairs[0][0]} has no effect on the cpu provider, which has no options.")
+        raise BadInput(
+            f"--provider-option {pairs[0][0]} has no effect on the {provider} provider, which has no options."
+        )
     return RunOptions(
         runtime=Runtime(provider, threads, ort_level, pairs),
         input_shapes=parse_shapes(input_shape or ()),
         samples=tuple(sample for path in inputs or () for sample in load_samples(path)),
         seed=seed,
+        allow=frozenset(allow or ()),
     )
 
 

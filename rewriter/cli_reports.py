@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from rewriter.errors import BadInput
 
 if TYPE_CHECKING:
-    from rewriter.equivalence.records import Audit
+    from rewriter.equivalence.records import Audit, CrossAudit
     from rewriter.model import Model
     from rewriter.session import Runtime
     from rewriter.timing import Latency, Timing
@@ -96,6 +96,13 @@ def audit_report(audit: Audit, before: Model, after: Model, runtime: Runtime) ->
     }
 
 
+def cross_report(audit: CrossAudit, models: Sequence[Model], runtimes: Sequence[Runtime]) -> dict[str, Any]:
+    """What `rewriter audit --report` writes where several providers are given."""
+    frame = _frame("audit", models[0], models[1] if len(models) > 1 else None, runtimes[0])
+    providers = [runtime.provider for runtime in runtimes]
+    return {**frame, "providers": providers, "attempts": [], "timing": None, "grade": None, **audit.to_dict()}
+
+
 def bench_report(result: Latency | Sequence[Timing], models: Sequence[Model], runtime: Runtime) -> dict[str, Any]:
     """What `rewriter bench --report` writes: `timing` is the second model against the first, `timings` all of them."""
     from dataclasses import asdict
@@ -108,7 +115,7 @@ def bench_report(result: Latency | Sequence[Timing], models: Sequence[Model], ru
     judged = {"verdict": "not_verified", "grade": None, "reason": "Only timed: `rewriter audit` judges equivalence."}
     plain: dict[str, Any] = {**frame, **judged, "attempts": [], "latency": None, "timing": None, "timings": []}
     if isinstance(result, Latency):
-        return {**plain, "latency": asdict(result)}
+        return {**plain, "latency": {**asdict(result), "options": dict(result.options)}}
     pairs = [
         {
             "before": entry.before,

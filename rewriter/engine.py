@@ -13,10 +13,11 @@ from rewriter.equivalence import Audit, AuditOptions
 from rewriter.equivalence.records import Verdict
 from rewriter.errors import BadInput
 from rewriter.feeds import Inputs, representative
+from rewriter.graph import Graph
 from rewriter.lifting import convs
 from rewriter.model import Model
 from rewriter.options import RunOptions
-from rewriter.propose import Applied, Step, replay, sweep, unreachable_sites
+from rewriter.propose import Applied, Step, forbidden, replay, sweep, unreachable_sites
 from rewriter.rule import Attempt, Settings
 from rewriter.search import search
 from rewriter.session import open_session, run
@@ -57,7 +58,10 @@ def rewrite(model: Model, steps: Sequence[Step], options: RunOptions, progress: 
     current = model
     for number, step in enumerate(steps):
         progress("rewriting", number, len(steps))
-        current, done, declined = sweep(current, step, options.input_shapes)
+        if refused := forbidden(Graph(current), step.rule, options.allow, asked=True):
+            attempts += refused
+            continue
+        current, done, declined = sweep(current, step, options.input_shapes, options.runtime.provider)
         applied += done
         attempts += declined
     progress("rewriting", len(steps), len(steps))

@@ -8,6 +8,7 @@ from functools import cached_property
 
 from rewriter.bindings import Binding, find_bindings
 from rewriter.model import Model
+from rewriter.providers import PROVIDERS, Provider
 from rewriter.shapes import Bound, Shape, bind
 
 PROOF_BATCHES = (2, 3)
@@ -18,10 +19,19 @@ PROOF_SIZES = ((61, 59, 53, 47), (86, 98, 102, 110))
 
 @dataclass(frozen=True, eq=False)
 class Graph:
-    """A model with `given` input shapes, which choose sizes for proofs and never end up in the output."""
+    """A model with `given` input shapes, which choose sizes for proofs and never end up in the output.
+
+    What is worth measuring may depend on `provider`, where the model will run; what a rewrite makes never does.
+    """
 
     model: Model
     given: Mapping[str, Shape] = field(default_factory=dict)
+    provider: Provider = "cpu"
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Channels per group worth a measurement on the provider, ascending; empty where only this machine tells."""
+        return PROVIDERS[self.provider].widths
 
     @cached_property
     def bindings(self) -> tuple[Binding, ...]:

@@ -23,7 +23,7 @@ from rewriter.errors import BadInput
 from rewriter.wire import LENGTH, Field, WireError, fields, header
 from rewriter.wiring import Wiring, graph_names, used_names
 
-GRAPH = 7  # field number of ModelProto.graph
+GRAPH, OPSET_IMPORT = 7, 8  # field numbers of ModelProto
 NODE, INITIALIZER, INPUT, OUTPUT, VALUE_INFO, QUANTIZATION = 1, 5, 11, 12, 13, 14  # field numbers of GraphProto
 _TENSOR_HEADER = {1, 2, 3, 8, 12, 13, 14, 16}  # TensorProto without its data fields
 _LARGE = 1024  # bytes: initializers above are read only on demand
@@ -46,16 +46,21 @@ class Piece:
 
 @dataclass(frozen=True)
 class Edit:
-    """What a splice changes: nodes left out (by position), nodes put in before a position, initializers added."""
+    """What a splice changes: nodes left out (by position), nodes put in before a position, initializers added.
+
+    `imports` are operator sets, (domain, version), that the new nodes need; a domain that is imported already is not
+    imported again.
+    """
 
     removed: frozenset[int] = frozenset()
     inserted: Mapping[int, tuple[onnx.NodeProto, ...]] = field(default_factory=dict)
     initializers: tuple[onnx.TensorProto, ...] = ()
+    imports: tuple[tuple[str, int], ...] = ()
 
     @property
     def empty(self) -> bool:
         """Whether it changes nothing."""
-        return not (self.removed or self.initializers or any(self.inserted.values()))
+        return not (self.removed or self.initializers or self.imports or any(self.inserted.values()))
 
 
 @dataclass(frozen=True, eq=False)
@@ -197,7 +202,8 @@ class Model:
         appended = [_piece(NODE, node) for node in edit.inserted.get(index, ())]
         for place, pieces in sorted([(at, tensors), (after_nodes, appended)], key=lambda entry: -entry[0]):
             new[place:place] = pieces
-        return replace(self, pieces=tuple(new), path=None, source=None, origin=self.original)
+        head, tail = _imported(self, edit.imports)
+        return replace(self, head=head, pieces=tuple(new), tail=tail, path=None, source=None, origin=self.original)
 
     def with_outputs(self, values: Iterable[onnx.ValueInfoProto]) -> Model:
         """A copy with further graph outputs, to look at tensors inside; never saved for a user."""
@@ -304,6 +310,33 @@ def _piece(number: int, message: onnx.NodeProto | onnx.TensorProto | onnx.ValueI
         raise BadInput(f"the new tensor '{message.name}' would exceed protobuf's limit of 2 GiB.")
     start = header(number, len(body))
     return Piece(number, memoryview(start + body), len(start))
+
+
+def _imported(model: Model, imports: Iterable[tuple[str, int]]) -> tuple[memoryview, memoryview]:
+    """The bytes before and after the graph with these operator sets imported behind the last one that is there."""
+    known = {_domain(entry.domain) for entry in model.skeleton.opset_import}
+    added = b""
+    for domain, version in dict(imports).items():
+        if _domain(domain) not in known:
+            body = onnx.OperatorSetIdProto(domain=domain, version=version).SerializeToString(deterministic=True)
+            added += header(OPSET_IMPORT, len(body)) + body
+    if not added:
+        return model.head, model.tail
+    in_head, in_tail = (
+        [entry.stop for entry in fields(part) if entry.number == OPSET_IMPORT] for part in (model.head, model.tail)
+    )
+    if in_tail or not in_head:
+        return model.head, _insert(model.tail, max(in_tail, default=0), added)
+    return _insert(model.head, max(in_head), added), model.tail
+
+
+def _insert(view: memoryview, at: int, added: bytes) -> memoryview:
+    return memoryview(b"".join([view[:at], added, view[at:]]))
+
+
+def _domain(name: str) -> str:
+    """The operator set's domain; the default one has two spellings."""
+    return "" if name == "ai.onnx" else name
 
 
 def _light(piece: Piece) -> Iterator[bytes | memoryview]:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 from numpy.lib.npyio import NpzFile
@@ -16,15 +17,28 @@ from rewriter.shapes import Shape
 
 Feeds = Mapping[str, np.ndarray]
 
+PERMITS: Final[Mapping[str, str]] = {
+    "contrib-ops": "it makes an operator of ONNX Runtime's own (domain com.microsoft) that no other runtime has",
+}
+"""What `--allow` takes, each with a clause on the rewrites that need it: they are made only when asked for."""
+
 
 @dataclass(frozen=True)
 class RunOptions:
-    """Provider, threads and level (`runtime`), shapes for unknown input dimensions, the user's inputs, and the seed."""
+    """Provider, threads and level (`runtime`), shapes for unknown input dimensions, the user's inputs, and the seed.
+
+    `allow` are the PERMITS given.  Raises BadInput for one that there is not.
+    """
 
     runtime: Runtime = field(default_factory=Runtime)
     input_shapes: Mapping[str, Shape] = field(default_factory=dict)
     samples: tuple[Feeds, ...] = ()
     seed: int = 0
+    allow: frozenset[str] = frozenset()
+
+    def __post_init__(self) -> None:
+        for name in sorted(self.allow - PERMITS.keys()):
+            raise BadInput(f"--allow {name}: there is no such permission; there are: {', '.join(PERMITS)}.")
 
 
 def load_samples(path: Path) -> tuple[Feeds, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import onnx
@@ -12,6 +12,8 @@ from rewriter.delimit import closure
 from rewriter.errors import BadInput
 from rewriter.graph import Graph
 from rewriter.model import Edit, Model
+from rewriter.options import PERMITS
+from rewriter.providers import Provider
 from rewriter.rule import Attempt, Declined, Rewrite, Setting, Settings
 from rewriter.wiring import subgraphs
 
@@ -42,16 +44,36 @@ def ask(graph: Graph, rule: Pass, node: int, settings: Settings) -> Rewrite | At
     try:
         return rule.propose(graph, node, settings)
     except Declined as no:
-        site = graph.model.nodes[node].output[0]
-        return Attempt(rule.name, site, "declined", _sentence(no.reason), no.where, no.matched)
+        return refusal(graph, rule, node, no)
+
+
+def refusal(graph: Graph, rule: Pass, node: int, no: Declined) -> Attempt:
+    """The attempt that says why the pass has nothing to do with a node."""
+    site = graph.model.nodes[node].output[0]
+    return Attempt(rule.name, site, "declined", _sentence(no.reason), no.where, no.matched)
+
+
+def forbidden(graph: Graph, rule: Pass, allow: Collection[str], *, asked: bool = False) -> list[Attempt]:
+    """What the pass says at every site while it lacks what it needs; empty when it is all allowed.
+
+    Where it was `asked` for by name, that is the answer; elsewhere it is no near miss.
+    """
+    missing = sorted(rule.needs - set(allow))
+    if not missing:
+        return []
+    options = " ".join(f"--allow {name}" for name in missing)
+    no = Declined(f"{PERMITS[missing[0]]}: it is made only with {options}", matched=int(asked))
+    return [refusal(graph, rule, node, no) for node in rule.sites(graph)]
 
 
 def _sentence(reason: str) -> str:
     return reason[:1].upper() + reason[1:] + ("" if reason.endswith((".", "!", "?")) else ".")
 
 
-def sweep(model: Model, step: Step, given: Mapping[str, tuple[int, ...]]) -> tuple[Model, list[Applied], list[Attempt]]:
-    """Apply one step wherever it matches.
+def sweep(
+    model: Model, step: Step, given: Mapping[str, tuple[int, ...]], provider: Provider = "cpu"
+) -> tuple[Model, list[Applied], list[Attempt]]:
+    """Apply one step wherever it matches; the same on every `provider`, which only words the reasons not to.
 
     Proposals whose regions overlap are made again on the result of the first; a site is asked until it is settled.
     """
@@ -59,7 +81,7 @@ def sweep(model: Model, step: Step, given: Mapping[str, tuple[int, ...]]) -> tup
     attempts: list[Attempt] = []
     waiting: set[str] | None = None
     while True:
-        graph = Graph(model, given)
+        graph = Graph(model, given, provider)
         chosen: list[Rewrite] = []
         late: set[str] = set()
         for node in step.rule.sites(graph):
@@ -107,7 +129,9 @@ def merge(rewrites: Sequence[Rewrite]) -> Edit:
     for made in rewrites:
         inserted[made.anchor] = inserted.get(made.anchor, ()) + made.added
     removed = frozenset().union(*(made.removed for made in rewrites))
-    return Edit(removed, inserted, tuple(tensor for made in rewrites for tensor in made.initializers))
+    tensors = tuple(tensor for made in rewrites for tensor in made.initializers)
+    imports = tuple(dict.fromkeys(entry for made in rewrites for entry in made.imports))
+    return Edit(removed, inserted, tensors, imports)
 
 
 def replay(applied: Sequence[Applied]) -> Callable[[onnx.ModelProto], onnx.ModelProto]:

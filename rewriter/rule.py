@@ -59,10 +59,12 @@ class Rewrite:
     initializers: tuple[onnx.TensorProto, ...]
     summary: str
     """What became what, in a few words."""
+    imports: tuple[tuple[str, int], ...] = ()
+    """Operator sets, (domain, version), that the new nodes need besides the default one."""
 
     @property
     def edit(self) -> Edit:
-        return Edit(self.removed, {self.anchor: self.added}, self.initializers)
+        return Edit(self.removed, {self.anchor: self.added}, self.initializers, self.imports)
 
 
 @dataclass(frozen=True)

@@ -21,13 +21,15 @@ from rewriter.feeds import Inputs
 from rewriter.graph import Graph
 from rewriter.model import Model
 from rewriter.options import RunOptions
-from rewriter.propose import Applied, Step, ask, combine
+from rewriter.propose import Applied, Step, ask, combine, forbidden, refusal
 from rewriter.rule import Attempt, Declined, Settings
 
 _ROUNDS = 3
 """A convolution can be recognised, then regrouped; no more turns are needed than that and one to see it is done."""
 _FIRST_ROUND = 0.65
 """Part of the measuring time for the first round, so that what it makes possible can be measured as well."""
+_BEFORE_LAST = 0.7
+"""Part of it for all rounds before those of the passes that finish."""
 
 
 def search(
@@ -39,14 +41,44 @@ def search(
     seconds: float,
     progress: Progress,
 ) -> tuple[Model, list[Applied], list[Attempt]]:
-    """Rounds of proposing and measuring until nothing more is faster or `seconds` are spent."""
+    """Rounds of proposing and measuring until nothing more is faster or `seconds` are spent.
+
+    Passes that finish what others take have rounds of their own, on what the others left.
+    """
+    begin = time.perf_counter()
+    graph = Graph(model, options.input_shapes, options.runtime.provider)
+    refused = {name: forbidden(graph, rule, options.allow) for name, rule in rules.items()}
+    able = {name: rule for name, rule in rules.items() if not rule.needs - options.allow}
+    last = {name: rule for name, rule in able.items() if rule.finishes}
+    phases = [phase for phase in ({n: r for n, r in able.items() if n not in last}, last) if phase]
+    current = model
+    applied: list[Applied] = []
+    attempts: list[Attempt] = []
+    for number, phase in enumerate(phases, 1):
+        until = begin + seconds * (1.0 if number == len(phases) else _BEFORE_LAST)
+        current, done, others = _rounds(current, phase, settings, options, inputs, until, progress)
+        applied += done
+        attempts += others
+    return current, applied, attempts + [attempt for found in refused.values() for attempt in found]
+
+
+def _rounds(
+    model: Model,
+    rules: Mapping[str, Pass],
+    settings: Mapping[str, Settings],
+    options: RunOptions,
+    inputs: Inputs,
+    until: float,
+    progress: Progress,
+) -> tuple[Model, list[Applied], list[Attempt]]:
+    """Rounds of some of the passes, up to `until`, a time of `time.perf_counter`."""
     begin = time.perf_counter()
     current = model
     applied: list[Applied] = []
     attempts: list[Attempt] = []
     measured: set[str] = set()
     for turn in range(_ROUNDS):
-        graph = Graph(current, options.input_shapes)
+        graph = Graph(current, options.input_shapes, options.runtime.provider)
         candidates, declined = _candidates(graph, rules, settings)
         if turn:  # what an earlier round declined, or measured and did not keep, would only come out the same
             new = _fresh(applied, current) - measured
@@ -55,7 +87,7 @@ def search(
             declined = []
         attempts += declined
         measured |= candidates.keys()
-        deadline = begin + seconds * (1.0 if turn else _FIRST_ROUND)
+        deadline = begin + (until - begin) * (1.0 if turn else _FIRST_ROUND)
         if time.perf_counter() > deadline:
             attempts += [entry for variants in candidates.values() for entry in unmeasured(variants, BUDGET_SPENT)]
             break
@@ -83,7 +115,10 @@ def _fresh(applied: Sequence[Applied], model: Model) -> set[str]:
 def _onward(variants: Sequence[Applied], applied: Sequence[Applied]) -> list[Applied]:
     """Without those that would undo a rewrite just made."""
     taken = {done.step.rule.takes for done in applied} - {""}
-    return [variant for variant in variants if variant.step.rule.gives not in taken]
+    given = {done.step.rule.gives for done in applied} - {""}
+    rules = [variant.step.rule for variant in variants]
+    undoes = [rule.gives in taken or rule.takes in given for rule in rules]
+    return [variant for variant, back in zip(variants, undoes, strict=True) if not back]
 
 
 def _candidates(
@@ -98,8 +133,9 @@ def _candidates(
             start = graph.model.nodes[node].output[0]
             try:
                 variants = ({},) if fixed else rule.candidates(graph, node)
-            except Declined:
-                variants = ({},)
+            except Declined as no:  # not asked with the defaults, which are for whoever measures nothing
+                declined.append(refusal(graph, rule, node, no))
+                continue
             answers = [(variant, ask(graph, rule, node, {**fixed, **variant})) for variant in variants or ({},)]
             made = [
                 Applied(Step(rule, {**fixed, **variant}), answer)

@@ -7,7 +7,7 @@ types NumPy does not know (bfloat16, float8, int4, …) come out as the `ml_dtyp
 from __future__ import annotations
 
 import ctypes
-import re
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,13 +18,13 @@ import onnx
 import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 
+from rewriter.diagnosis import explain, problem
+from rewriter.diagnosis import reason as reason  # noqa: PLC0414 - others look for it here
 from rewriter.errors import BadInput, NotVerified
+from rewriter.providers import PROVIDERS, ExecutionProvider, Provider, available, merged, preload
 
 Level = Literal["disable", "basic", "extended", "layout", "all"]
 """Graph optimization levels of ONNX Runtime; "all" is what is deployed by default."""
-
-Provider = Literal["cpu", "cuda"]
-"""Where a model is run."""
 
 _LEVELS: Final[Mapping[Level, ort.GraphOptimizationLevel]] = {
     "disable": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
@@ -33,11 +33,7 @@ _LEVELS: Final[Mapping[Level, ort.GraphOptimizationLevel]] = {
     "layout": ort.GraphOptimizationLevel.ORT_ENABLE_LAYOUT,
     "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
 }
-_PROVIDERS: Final[Mapping[Provider, str]] = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 _QUIET: Final = 4  # fatal only: at 3, a failing node is printed on stderr *and* raised
-_LONGEST_REASON: Final = 300
-# "…/reshape_helper.h:84 onnxruntime::ReshapeHelper::ReshapeHelper(const TensorShape&) ", or "utils.cc:7 Function "
-_CPP_LOCATION: Final = re.compile(r"\S+\.(?:cc|cpp|h|cu):\d+ (?:[\w:~]+ (?=[A-Z])|.*?\) (?:const )?)?")
 
 _NUMPY_KNOWS: Final = frozenset(
     """tensor(float) tensor(double) tensor(float16) tensor(int8) tensor(int16) tensor(int32) tensor(int64)
@@ -72,26 +68,47 @@ class Runtime:
         """The same runtime at another optimization level."""
         return replace(self, level=level)
 
+    def with_options(self, **options: str) -> Runtime:
+        """The same runtime with these provider options in place of the same ones it had, or besides its own."""
+        return replace(self, provider_options=merged(self.provider_options, options))
 
-def available(provider: Provider) -> bool:
-    """Whether the installed ONNX Runtime was built with `provider` (its libraries may still fail to load)."""
-    return _PROVIDERS[provider] in ort.get_available_providers()
+    def for_audit(self) -> Runtime:
+        """The same runtime in full precision, and such that NumPy arrays can be fed to it."""
+        return self.with_options(**dict(PROVIDERS[self.provider].audit_options))
+
+    def plain(self) -> Runtime:
+        """The same runtime without capture, so that NumPy arrays can be fed to it."""
+        return self.with_options(enable_cuda_graph="0") if self.captures else self
+
+    @property
+    def tf32(self) -> bool:
+        """Whether float32 products are computed in TF32, whose significand has 11 bits."""
+        return PROVIDERS[self.provider].reduces and self._has("use_tf32", "1")
+
+    @property
+    def captures(self) -> bool:
+        """Whether runs are captured as a CUDA graph and replayed: at fixed shapes and addresses only."""
+        return self._has("enable_cuda_graph", "0")
+
+    def _has(self, option: str, default: str) -> bool:
+        return dict(self.provider_options).get(option, default) in ("1", "true", "True")  # as ONNX Runtime reads it
 
 
 def require_provider(provider: Provider) -> None:
-    """Do nothing where `provider` is available; otherwise raise NotVerified saying what to install."""
-    if available(provider):
-        return
-    if provider == "cuda":
-        raise NotVerified(
-            f"The CUDA provider is not in the installed ONNX Runtime {ort.__version__}, which has only "
-            f"{_listed(ort.get_available_providers())}: on a machine with an NVIDIA GPU, replace the package "
-            "onnxruntime by onnxruntime-gpu (of the two, install only one), or use --provider cpu."
-        )
-    raise NotVerified(
-        f"The installed ONNX Runtime {ort.__version__} has no {provider} provider, only "
-        f"{_listed(ort.get_available_providers())}: reinstall the package onnxruntime."
-    )
+    """Do nothing where a model was seen to run on `provider`; otherwise raise NotVerified saying what to install.
+
+    Asked before the work starts: a provider that does not start must not look like a model that does not run.
+    """
+    if not available(provider):
+        raise NotVerified(explain(provider))
+    _require_running(PROVIDERS[provider])
+
+
+@functools.cache  # what was raised is not kept
+def _require_running(provider: ExecutionProvider) -> None:
+    found = problem(provider.name)
+    if found is not None:
+        raise NotVerified(f"ONNX Runtime could not start its {provider.name} provider. {found}")
 
 
 def open_session(
@@ -110,8 +127,10 @@ def open_session(
     when the run ends, so that sessions do not disturb each other; without it they sleep.
     Raises NotVerified where the provider is missing, SessionFailed where the model cannot be loaded.
     """
-    require_provider(runtime.provider)
-    wanted = _PROVIDERS[runtime.provider]
+    if not available(runtime.provider):
+        raise NotVerified(explain(runtime.provider))
+    preload(runtime.provider)
+    wanted = PROVIDERS[runtime.provider].onnxruntime
     options = _options(runtime, external_folder, spin, optimized_to)
     source = str(model) if isinstance(model, Path) else _serialised(model)
     try:
@@ -124,12 +143,15 @@ def open_session(
             enable_fallback=0,
         )
     except Exception as error:  # ONNX Runtime's exceptions have no base class but Exception
-        raise SessionFailed(f"ONNX Runtime cannot load {_called(model)}: {reason(error)}.") from error
-    if wanted not in session.get_providers():
+        said = reason(error)
+        # Then it may be the driver, or that there is no device, and not the model.
+        cause = problem(runtime.provider) if said.startswith("CUDA failure") else None
         raise SessionFailed(
-            f"ONNX Runtime could not start its {runtime.provider} provider and would run {_called(model)} on "
-            f"{_listed(session.get_providers())}: check the driver, CUDA and cuDNN that onnxruntime-gpu needs."
-        )
+            f"ONNX Runtime cannot load {_called(model)}: {said}." + (f" {cause}" if cause and said not in cause else "")
+        ) from error
+    if wanted not in session.get_providers():
+        why = explain(runtime.provider)
+        raise SessionFailed(f"ONNX Runtime could not start its {runtime.provider} provider. {why}")
     return session
 
 
@@ -164,17 +186,6 @@ def prepare(
             raise SessionFailed(f"ONNX Runtime cannot run the model: {reason(error)}.") from error
 
     return once
-
-
-def reason(error: BaseException) -> str:
-    """ONNX Runtime's message on one line, without error code and C++ source location, shortened, no full stop."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", text)
-    node = re.match(r"Non-zero status code returned while running (\w+) node\. Name:'(.*?)' Status Message: (.*)", text)
-    where, text = (f"{node[1]} node {node[2]!r}: ", node[3]) if node else ("", text)
-    text = _CPP_LOCATION.sub("", text)
-    text = text.rpartition(" was false. ")[2]  # the failed C++ condition stands before the explanation
-    return (where + _shortened(text)).rstrip(". ")
 
 
 def _options(runtime: Runtime, external: Path | None, spin: bool, optimized_to: Path | None) -> ort.SessionOptions:
@@ -246,13 +257,6 @@ def _tensor(name: str, value: Any, kind: str) -> np.ndarray:
     raw = ctypes.string_at(value.data_ptr(), value.tensor_size_in_bytes())
     proto = TensorProto(data_type=value.element_type(), dims=value.shape(), raw_data=raw)
     return np.asarray(numpy_helper.to_array(proto))
-
-
-def _shortened(text: str) -> str:
-    if len(text) <= _LONGEST_REASON:
-        return text
-    sentences, stop, _ = text[:_LONGEST_REASON].rpartition(". ")
-    return sentences if stop else text[:_LONGEST_REASON].rpartition(" ")[0] + " …"
 
 
 def _called(model: bytes | Path | onnx.ModelProto) -> str:

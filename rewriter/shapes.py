@@ -8,7 +8,7 @@ reference operators on small integer tensors, and on a few floats where exporter
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -17,6 +17,7 @@ import onnx
 from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
 
+from rewriter import contrib
 from rewriter.constants import Array, constant, is_constant
 from rewriter.model import Model
 from rewriter.wiring import subgraphs
@@ -71,7 +72,8 @@ def bind(model: Model, inputs: Mapping[str, Shape], *, for_every_input: bool = F
     problems: list[str] = []
     versions = {_domain(entry.domain): entry.version for entry in model.skeleton.opset_import}
     declared = {info.name: info.type for info in model.skeleton.graph.value_info} if not for_every_input else {}
-    for node in map(_plain, model.nodes):
+    functions = {(function.domain, function.name) for function in model.skeleton.functions}
+    for node in (_plain(node, functions) for node in model.nodes):
         _constants_of(model, node, types, values)
         value = _evaluate(node, types, values, versions)
         if value is not None:
@@ -124,8 +126,10 @@ def _domain(name: str) -> str:
     return "" if name == "ai.onnx" else name
 
 
-def _plain(node: onnx.NodeProto) -> onnx.NodeProto:
-    """The node with the default domain in the spelling that ONNX's own tools know."""
+def _plain(node: onnx.NodeProto, functions: Collection[tuple[str, str]]) -> onnx.NodeProto:
+    """The node as ONNX's own tools know it: the default domain's usual spelling, a FusedConv as its Conv."""
+    if contrib.is_fused_conv(node) and (node.domain, node.op_type) not in functions:
+        return contrib.conv_of(node)
     if node.domain != "ai.onnx":
         return node
     copy = onnx.NodeProto()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ from rewriter.base import Pass
 from rewriter.errors import BadInput
 from rewriter.graph import Graph
 from rewriter.lifting import convs, weight_shape
-from rewriter.propose import ask, unreachable_sites
+from rewriter.propose import ask, forbidden, unreachable_sites
 from rewriter.rule import Attempt
 from rewriter.shapes import Shape
 
@@ -60,13 +60,14 @@ class Site:
         }
 
 
-def survey(graph: Graph, rules: Mapping[str, Pass]) -> tuple[list[Site], list[Attempt]]:
+def survey(graph: Graph, rules: Mapping[str, Pass], allow: Collection[str] = ()) -> tuple[list[Site], list[Attempt]]:
     """Every Conv of the main graph, and the convolutions that no pass is asked about."""
     opinions: dict[int, list[Opinion]] = {index: [] for index in convs(graph.model)}
     forms: dict[int, str] = {}
     for rule in rules.values():
+        refused = {attempt.site: attempt for attempt in forbidden(graph, rule, allow)}
         for node in rule.sites(graph):
-            opinion = _opinion(graph, rule, node)
+            opinion = _opinion(graph, rule, node, refused)
             opinions.setdefault(node, []).append(opinion)
             if opinion.applies and rule.takes:
                 forms[node] = rule.takes
@@ -74,8 +75,8 @@ def survey(graph: Graph, rules: Mapping[str, Pass]) -> tuple[list[Site], list[At
     return sites, unreachable_sites(graph.model)
 
 
-def _opinion(graph: Graph, rule: Pass, node: int) -> Opinion:
-    answer = ask(graph, rule, node, {})
+def _opinion(graph: Graph, rule: Pass, node: int, refused: Mapping[str, Attempt]) -> Opinion:
+    answer = refused.get(graph.model.nodes[node].output[0]) or ask(graph, rule, node, {})
     if isinstance(answer, Attempt):
         return Opinion(rule.name, False, answer.reason, answer.matched)
     return Opinion(rule.name, True, f"{answer.summary}: {answer.safety.value}.")

@@ -91,7 +91,8 @@ def check(
     assert _bytes(source) == original, "the pass mutated its input"
     twice, _, _ = sweep(Model.load(original), step, given or {})
     assert twice.to_bytes() == after.to_bytes(), "the same input gives other bytes the second time"
-    check_graph(before_proto, after_proto, recorder.removed(applied))
+    imports = dict(entry for made in applied for entry in made.rewrite.imports)
+    check_graph(before_proto, after_proto, recorder.removed(applied), imports)
     if not again:
         _, more, _ = sweep(after, step, given or {})
         assert not more, f"{rule.name} applies again to its own result: {[made.rewrite.summary for made in more]}"
@@ -127,11 +128,16 @@ def declines(source: Source, rule: Pass | str, phrase: str, settings: Settings |
     return attempts
 
 
-def check_graph(before: ModelProto, after: ModelProto, removed: set[bytes]) -> None:
-    """Assert that `after` is valid and differs from `before` in nodes and weights alone, where `removed` nodes were."""
+def check_graph(
+    before: ModelProto, after: ModelProto, removed: set[bytes], imports: Mapping[str, int] | None = None
+) -> None:
+    """Assert that `after` is valid and differs from `before` in nodes and weights alone, where `removed` nodes were.
+
+    Of the operator sets in `imports`, by domain, those that `before` lacks are in `after`, behind the others.
+    """
     onnx.checker.check_model(after, full_check=True)
     _check_names(after)
-    assert _interface(after) == _interface(before), "the interface changed"
+    assert _interface(after) == _interface(before, imports or {}), "the interface changed"
     _check_untouched(before, after, removed)
     check_leftovers(before, after)
 
@@ -176,10 +182,12 @@ def _bytes(message: onnx.ModelProto | onnx.NodeProto | onnx.TensorProto | onnx.V
     return message if isinstance(message, bytes) else bytes(message.SerializeToString(deterministic=True))
 
 
-def _interface(model: ModelProto) -> bytes:
-    """Everything but nodes, weights and annotations."""
+def _interface(model: ModelProto, imports: Mapping[str, int] | None = None) -> bytes:
+    """Everything but nodes, weights and annotations; with the operator sets that it lacks imported."""
     rest = ModelProto()
     rest.CopyFrom(model)
+    for domain in (imports or {}).keys() - {entry.domain for entry in model.opset_import}:
+        rest.opset_import.add(domain=domain, version=(imports or {})[domain])
     for name in ("node", "initializer", "value_info", "quantization_annotation"):
         rest.graph.ClearField(name)
     return _bytes(rest)

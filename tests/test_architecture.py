@@ -35,17 +35,19 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"emit", "fold"}),  # a conv map as nodes, a permutation into the producer's weights
     frozenset({"proof"}),  # what was tracked, as a channel mix
     frozenset({"track"}),  # what data movement and reductions do to channels
-    frozenset({"delimit", "lifting"}),  # what a rewrite may remove, a Conv node as a conv map
+    frozenset({"delimit", "following", "lifting"}),  # what a rewrite may remove, a Conv node as a conv map
     frozenset({"rule", "pattern", "conv"}),
     frozenset({"graph"}),  # the model as passes see it
     frozenset({"build"}),  # new nodes
     frozenset({"feeds"}),  # inputs to run with
     frozenset({"bindings", "options"}),  # concrete input shapes, how to run
+    frozenset({"exactness"}),  # whether a provider adds integers exactly
     frozenset({"census", "context", "region", "shapes"}),  # what ORT makes of a model; parts of a model; its shapes
     frozenset({"constants", "names", "saving", "session"}),
     frozenset({"model"}),  # load, look, splice
-    frozenset({"external", "wire", "wiring"}),  # data files, bytes, who makes and reads each tensor
-    frozenset({"errors", "visible"}),
+    frozenset({"diagnosis"}),  # why a provider cannot be used
+    frozenset({"external", "wire", "wiring", "providers", "nvidia"}),  # data files, bytes, graph wiring; devices
+    frozenset({"contrib", "errors", "exactness_cases", "visible"}),  # operators of ONNX Runtime's own; sums to probe
 )
 TABLE = Path(__file__).name
 RANK = {name: rank for rank, row in enumerate(LAYERS) for name in row}

@@ -18,7 +18,7 @@ import typer
 import rewriter.api
 import rewriter.equivalence
 from cli_runs import ROOT, SEEDS, command, dense_model, environment, run, small_network
-from rewriter import cli_options, session
+from rewriter import cli_options, providers, session
 from rewriter.cli import app, main
 from rewriter.equivalence import Audit
 from rewriter.errors import Different, NotVerified
@@ -332,7 +332,8 @@ def test_ctrl_c_leaves_nothing(folder: Path) -> None:
 
 
 def test_options_agree_with_the_engine() -> None:
-    assert get_args(cli_options.Provider) == get_args(session.Provider)
+    assert get_args(cli_options.Provider) == get_args(providers.Provider) == tuple(providers.PROVIDERS)
+    assert tuple(cli_options.ProviderName) == get_args(providers.Provider)
     assert get_args(cli_options.Level) == get_args(session.Level)
 
 

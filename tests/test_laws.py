@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import get_args
 
@@ -21,13 +21,15 @@ from rewriter import Pass, Safety
 from rewriter.graph import Graph
 from rewriter.model import Model
 from rewriter.propose import Step, ask, merge, parse_settings, sweep
+from rewriter.providers import PROVIDERS, Provider
 from rewriter.registry import all_passes
-from rewriter.rule import Attempt, Declined, Settings
+from rewriter.rule import Attempt, Declined, Rewrite, Settings
 
 # What each pass is tried with besides its defaults; the block keeps the tests the same on every machine.
 SETTINGS: dict[str, tuple[Settings, ...]] = {
     "depthwise-sum-to-grouped": ({}, {"shuffle": "gather"}, {"shuffle": "reshape"}, {"shuffle": "producer"}),
-    "grouped-to-depthwise-sum": ({},),
+    "fuse-conv-activation": ({},),
+    "grouped-to-depthwise-sum": ({}, {"reduce": "first"}, {"reduce": "last"}),
     "regroup": ({"block": 8}, {"block": 16}, {"groups": 1}, {"groups": 2}),
 }
 RANK = [Safety.EXACT, Safety.FINITE, Safety.ROUNDING, Safety.APPROXIMATE]
@@ -100,11 +102,21 @@ def test_one_rewrite_alone_leaves_nothing_behind(weights: Weights, rule: str, se
     form: Form = "depthwise_sum" if rule == "depthwise-sum-to-grouped" else "grouped"
     spec = GroupedConv(form, groups=8, out_per_group=2, weights=weights, order="interleaved", shapes="dynamic")
     proto = before_it(grouped_conv_model(spec), weights)
+    if rule == "fuse-conv-activation":
+        end_in_relu(proto)
     model = Model.load(proto)
     (node,) = [node for node in all_passes()[rule].sites(Graph(model)) if model.nodes[node].input[1] == "weight"]
     answer = ask(Graph(model), all_passes()[rule], node, settings)
     assert not isinstance(answer, Attempt), answer.reason
     check_leftovers(proto, model.splice(merge([answer])).to_proto())
+
+
+def end_in_relu(model: ModelProto) -> None:
+    """Put a Relu behind the node that makes the model's output."""
+    name = model.graph.output[0].name
+    (last,) = [node for node in model.graph.node if name in node.output]
+    last.output[0] = f"{name}.sum"
+    model.graph.node.add(op_type="Relu", name="relu", input=[f"{name}.sum"], output=[name])
 
 
 def before_it(model: ModelProto, weights: Weights) -> ModelProto:
@@ -137,10 +149,13 @@ def test_every_pass_applies_somewhere_and_declines_somewhere() -> None:
         assert False in results, name
 
 
+@pytest.mark.parametrize("provider", PROVIDERS)
 @pytest.mark.parametrize("rule", SETTINGS)
 @pytest.mark.parametrize("name", NAMES)
-def test_every_candidate_is_a_proposal_or_a_reason(name: str, rule: str) -> None:
-    graph = Graph(Model.load(small_models()[name].bytes))
+def test_every_candidate_is_a_proposal_or_a_reason(name: str, rule: str, provider: Provider) -> None:
+    """And the same proposal wherever it is asked for: only what is worth measuring depends on the provider."""
+    graph = Graph(Model.load(small_models()[name].bytes), provider=provider)
+    elsewhere = [replace(graph, provider=other) for other in PROVIDERS if other != provider]
     made = all_passes()[rule]
     for node in made.sites(graph):
         try:
@@ -152,6 +167,8 @@ def test_every_candidate_is_a_proposal_or_a_reason(name: str, rule: str) -> None
             answer = ask(graph, made, node, settings)
             assert answer.site
             assert not isinstance(answer, Attempt) or answer.reason.endswith(".")
+            if isinstance(answer, Rewrite):
+                assert all(ask(other, made, node, settings) == answer for other in elsewhere)
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("resnext")])
@@ -221,7 +238,7 @@ def test_settings_are_those_a_pass_has() -> None:
         ("unknown.factor=2", "there is no pass 'unknown'"),
         ("factor=2", "not of the form pass.key=value"),
         ("regroup.factor", "not of the form pass.key=value"),
-        ("grouped-to-depthwise-sum.factor=2", "it has: none"),
+        ("grouped-to-depthwise-sum.factor=2", "it has: reduce"),
     ]:
         with pytest.raises(Exception, match=says):
             parse_settings(known, [wrong])

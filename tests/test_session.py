@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,12 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from rewriter import session as session_module
 from rewriter.errors import BadInput, NotVerified
+from rewriter.providers import PROVIDERS, Provider, available
 from rewriter.session import (
     Runtime,
     SessionFailed,
-    available,
     open_session,
     prepare,
     reason,
@@ -186,7 +188,26 @@ def test_cpu_is_always_there_and_cuda_is_named_when_it_is_not(monkeypatch: pytes
     assert raised.value.exit_code == 3
     monkeypatch.setattr(ort, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
     assert available("cuda")
-    require_provider("cuda")
+
+
+def test_a_provider_is_required_to_run_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An audit between a provider that works and one that does not would otherwise find a difference."""
+    stand_in = dataclasses.replace(PROVIDERS["cuda"], onnxruntime="CPUExecutionProvider", package="required here")
+    monkeypatch.setitem(PROVIDERS, "cuda", stand_in)
+    asked = []
+
+    def found(provider: Provider) -> str | None:
+        asked.append(provider)
+        return "A library is missing: install it." if len(asked) < 3 else None
+
+    monkeypatch.setattr(session_module, "problem", found)
+    for _ in range(2):
+        with pytest.raises(NotVerified, match=r"could not start its cuda provider\. A library is missing") as raised:
+            require_provider("cuda")
+        assert raised.value.exit_code == 3
+    for _ in range(2):
+        require_provider("cuda")
+    assert asked == ["cuda"] * 3  # once it worked, it is not tried again
 
 
 def test_a_missing_provider_stops_before_anything_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -213,6 +234,36 @@ def test_a_provider_that_cannot_start_is_an_error_and_not_the_cpu(
     monkeypatch.setattr(ort, "InferenceSession", Session)
     with pytest.raises(SessionFailed, match="could not start its cuda provider"):
         open_session(conv, Runtime(provider="cuda", provider_options=(("use_tf32", "0"),)))
+
+
+@pytest.mark.parametrize(
+    ("said", "found", "expected"),
+    [
+        (
+            "CUDA failure 35: driver version is insufficient ; GPU=-1",
+            "The driver is too old: install another.",
+            "cannot load the model: CUDA failure 35: driver version is insufficient. The driver is too old: install ",
+        ),
+        ("CUDA failure 2: out of memory ; GPU=0", None, "cannot load the model: CUDA failure 2: out of memory."),
+        ("CUDA failure 9: odd ; GPU=0", "It says: CUDA failure 9: odd.", "cannot load the model: CUDA failure 9: odd."),
+        ("Not a model.", "The driver is too old: install another.", "cannot load the model: Not a model."),
+    ],
+)
+def test_a_failure_of_cuda_is_explained_where_the_machine_is_at_fault(
+    said: str, found: str | None, expected: str, conv: onnx.ModelProto, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError(said)
+
+    monkeypatch.setattr(ort, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    monkeypatch.setattr(ort, "InferenceSession", fail)
+    monkeypatch.setattr(session_module, "problem", lambda provider: found)
+    with pytest.raises(SessionFailed) as raised:
+        open_session(conv, Runtime(provider="cuda"))
+    text = str(raised.value)
+    assert expected in text
+    assert text.count("CUDA failure") <= 1
+    assert ("install" in text) == ("install" in expected)
 
 
 # Errors
@@ -291,6 +342,18 @@ def assert_sentence(error: SessionFailed) -> None:
         ("[ONNXRuntimeError] : 1 : FAIL : Bad path. utils.cc:46 Check It is absolute", "Bad path. It is absolute"),
         ("[ONNXRuntimeError] : 1 : FAIL : /a/b.h:8 void ort::F(const X<T>&, int) n > 0 was false. Too few.", "Too few"),
         ("", "RuntimeError"),
+        (
+            "/a/cuda_call.cc:154 std::conditional_t<X, void> ort::CudaCall(E, int) [with E = cudaError; bool T = true] "
+            "/a/cuda_call.cc:146 std::conditional_t<X, void> ort::CudaCall(E, int) [with E = cudaError; bool T = true] "
+            "CUDA failure 35: CUDA driver version is insufficient for CUDA runtime version ; GPU=-1 ; hostname=vm ; "
+            "file=/a/cuda_execution_provider.cc ; line=355 ; expr=cudaSetDevice(info_.device_id); \n\n\n",
+            "CUDA failure 35: CUDA driver version is insufficient for CUDA runtime version",
+        ),
+        (
+            "[ONNXRuntimeError] : 1 : FAIL : Non-zero status code returned while running Conv node. Name:'c1' Status "
+            "Message: CUDNN_FE failure 11: CUDNN_BACKEND_API_FAILED ; GPU=0 ; hostname=vm ; file=/a/conv.cc ; line=9",
+            "Conv node 'c1': CUDNN_FE failure 11: CUDNN_BACKEND_API_FAILED",
+        ),
         ("Short. " + "long " * 100, "Short"),
         ("long " * 100, ("long " * 60).strip() + " …"),
     ],

@@ -8,13 +8,11 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from rewriter.session import Runtime, SessionFailed, open_session, prepare, run
 from rewriter.timing import Contender, Timing, compare, latency, runners, tensor_sha256
-from rewriter.timing.runners import BoundRunner
 from rewriter.timing.statistics import MINIMUM_PAIRS
 
 
@@ -91,75 +89,7 @@ def test_a_runner_loads_as_users_do_and_runs_as_often_as_told(tmp_path: Path, mo
     monkeypatch.setattr(runners, "open_session", open_spy)
     monkeypatch.setattr(runners, "prepare", prepare_spy)
     runner = runners.open_runner(Contender("lean", lean, tmp_path), Runtime(), FEEDS)
+    assert isinstance(runner, runners.PlainRunner)
     runner.repeat(5)
     assert called == ["run"] * 5
     assert runner.outputs()["y"].shape == (1, 8, 6, 6)
-
-
-def test_cuda_runs_bound_to_its_device_and_waits_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The calls only: what they do on a GPU is for a machine with one."""
-    calls: list[Any] = []
-
-    class Binding:
-        def bind_ortvalue_input(self, *args: Any) -> None:
-            calls.append(("input", args[0]))
-
-        def bind_output(self, *args: Any) -> None:
-            calls.append(("output", *args))
-
-        def synchronize_outputs(self) -> None:
-            calls.append("wait")
-
-        def copy_outputs_to_cpu(self) -> list[np.ndarray]:
-            return [np.ones(1)]
-
-    class Session:
-        def get_outputs(self) -> list[Any]:
-            return [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1])]
-
-        def io_binding(self) -> Binding:
-            return Binding()
-
-        def run_with_iobinding(self, _: Binding) -> None:
-            calls.append("run")
-
-    def placed(value: np.ndarray, *device: Any) -> str:
-        calls.append(("placed", *device))
-        return "there"
-
-    monkeypatch.setattr(runners, "open_session", lambda *_, **__: Session())
-    monkeypatch.setattr(ort.OrtValue, "ortvalue_from_numpy", placed)
-    runtime = Runtime(provider="cuda", provider_options=(("device_id", "1"),))
-    runner = runners.open_runner(Contender("m", b""), runtime, FEEDS)
-    assert calls == [("placed", "cuda", 1), ("input", "x"), ("output", "y", "cuda", 1)]
-    calls.clear()
-    runner.repeat(2)
-    assert calls == ["run", "run", "wait"]
-    assert runner.outputs()["y"].tolist() == [1]
-
-
-@pytest.mark.cuda
-def test_cuda_is_measured_and_computes_the_same() -> None:
-    runtime = Runtime(provider="cuda", provider_options=(("use_tf32", "0"),))
-    timing = compare(Contender("grouped", conv(2)), [Contender("dense", conv(1))], FEEDS, runtime, budget_seconds=5)[0]
-    assert timing.provider == "cuda"
-    assert timing.before_ms > 0
-    assert timing.after_ms > 0
-    outputs = {name: run(open_session(conv(group), runtime), FEEDS) for name, group in (("before", 2), ("after", 1))}
-    assert set(timing.before_sha256) == set(outputs["before"]) == {"y"}
-    expected = run(open_session(conv(2), Runtime()), FEEDS)["y"]
-    np.testing.assert_allclose(outputs["before"]["y"], expected, rtol=1e-4, atol=1e-4)
-
-
-def test_bound_inputs_and_outputs_compute_the_same() -> None:
-    """The way CUDA is timed, with the CPU as the device, since the binding works the same."""
-    session = open_session(conv(2), Runtime())
-    runner = BoundRunner(session, FEEDS, Runtime(), device="cpu")
-    runner.repeat(3)
-    assert {name: tensor_sha256(value) for name, value in runner.outputs().items()} == {
-        name: tensor_sha256(value) for name, value in run(session, FEEDS).items()
-    }
-    with pytest.raises(SessionFailed, match="place the model's inputs on nowhere"):
-        BoundRunner(session, FEEDS, Runtime(), device="nowhere")
-    with pytest.raises(SessionFailed, match="cannot run"):
-        BoundRunner(session, {"x": np.zeros((1, 8, 1, 1), np.float32)}, Runtime(), device="cpu").repeat(1)

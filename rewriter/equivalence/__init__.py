@@ -5,10 +5,12 @@ It does not trust the rewriter: it finds the differing regions by itself and sha
 
 from __future__ import annotations
 
+from rewriter.equivalence.crossing import cross, cross_audit
 from rewriter.equivalence.ladder import audit
 from rewriter.equivalence.records import (
     Audit,
     AuditOptions,
+    CrossAudit,
     Grade,
     LevelResult,
     OutputAudit,
@@ -20,6 +22,7 @@ from rewriter.equivalence.records import (
 __all__ = [
     "Audit",
     "AuditOptions",
+    "CrossAudit",
     "Grade",
     "LevelResult",
     "OutputAudit",
@@ -27,4 +30,6 @@ __all__ = [
     "Verdict",
     "Witness",
     "audit",
+    "cross",
+    "cross_audit",
 ]

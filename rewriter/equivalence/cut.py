@@ -14,6 +14,7 @@ import onnx
 from onnx import numpy_helper
 
 from rewriter.constants import Array, constant
+from rewriter.equivalence.fused import functions, is_conv, standing_for
 from rewriter.equivalence.precision import significand_bits
 from rewriter.equivalence.regions import Region, Side
 from rewriter.region import extract
@@ -32,14 +33,15 @@ class Cut:
     weights: Mapping[str, Array]
     fixed: Mapping[str, Array]
     operators: frozenset[str]
+    """ONNX's operators that its nodes come down to (see `fused`); those of other domains with the domain."""
 
     @cached_property
     def offsets(self) -> frozenset[str]:
         """Weights that are added: biases of convolutions, operands of Add, Sub and Sum."""
         found: set[str] = set()
         for node in self.proto.graph.node:
-            if node.op_type == "Conv":
-                found.update(node.input[2:3])
+            if is_conv(node):
+                found.update(node.input[2:])
             elif node.op_type in ("Add", "Sub", "Sum"):
                 found.update(node.input)
         return frozenset(found & self.weights.keys())
@@ -101,7 +103,9 @@ def cut(
     inputs = [value for value in proto.graph.input if value.name in used]
     del proto.graph.input[:]
     proto.graph.input.extend(inputs)
-    return Cut(side.name, proto, weights, fixed, frozenset(node.op_type for node in kept))
+    own = functions(side.model)
+    operators = frozenset(name for node in kept for name in standing_for(node, own))
+    return Cut(side.name, proto, weights, fixed, operators)
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from rewriter.equivalence.forms import Floats, Integers
 from rewriter.equivalence.linear import ConvUse
+from rewriter.equivalence.precision import smallest_number
 
 _CHUNK = 1 << 21  # entries built at once
 _NO_KEY = np.iinfo(np.int64).max
@@ -222,7 +223,7 @@ def _compare(old: Entries, new: Entries, unit: float, describe: _Describe) -> Ta
         dropped=gone.keys.size,
         combined=int(combined.sum() + gone.combined.sum() + come.combined.sum()),
         rounded=int((error > 0).sum()),
-        worst=within(error, bound, lambda at: describe(int(a.keys[at]))),
+        worst=within(error, bound, unit, lambda at: describe(int(a.keys[at]))),
     )
 
 
@@ -236,11 +237,14 @@ def deviation(a: Floats, b: Floats) -> Floats:
     return np.where(same, 0.0, np.where(np.isnan(error), np.inf, error))
 
 
-def within(error: Floats, bound: Floats, describe: _Describe) -> float:
-    """The largest error as a fraction of its bound; raises Refuted where one exceeds it (or is not a number)."""
-    tiny = float(np.finfo(np.float32).smallest_subnormal)
+def within(error: Floats, bound: Floats, unit: float, describe: _Describe) -> float:
+    """The largest error as a fraction of its bound; raises Refuted where one exceeds it (or is not a number).
+
+    Below the normal numbers of the type whose unit roundoff is `unit`, roundings err by its smallest number instead.
+    """
+    bound = bound + smallest_number(unit)
     with np.errstate(all="ignore"):
-        ratio = np.where(error == 0, 0.0, error / (bound + tiny))
+        ratio = np.where(error == 0, 0.0, error / bound)
     wrong = ~(ratio <= 1)
     if wrong.any():
         at = int(np.argmax(wrong))

@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
-import onnx
 
 from rewriter.bindings import Binding, find_bindings
-from rewriter.constants import Array, tensor_value
+from rewriter.constants import Array
 from rewriter.equivalence.blind import measure_blindness
 from rewriter.equivalence.cut import Runner, cut
 from rewriter.equivalence.exact import LARGE, Exchange, Rerun, compare_exactly
 from rewriter.equivalence.identical import identical
 from rewriter.equivalence.inputs import trials
-from rewriter.equivalence.numeric import compare_on_activations, finite_weights, unit_of
+from rewriter.equivalence.numeric import compare_on_activations, finite_weights
+from rewriter.equivalence.parts import (
+    Progress,
+    captures,
+    deployed_too,
+    elements,
+    entering,
+    problem_of,
+    silent,
+)
 from rewriter.equivalence.records import (
     Audit,
     AuditOptions,
@@ -28,6 +37,7 @@ from rewriter.equivalence.records import (
     not_applicable,
 )
 from rewriter.equivalence.regions import Diff, Region, Side
+from rewriter.equivalence.rounding import coarsest, rounding_of
 from rewriter.equivalence.static import StaticResult, compare_static
 from rewriter.equivalence.structural import compare_structure
 from rewriter.equivalence.verdict import audit_verdict, region_verdict
@@ -36,7 +46,6 @@ from rewriter.model import Model
 from rewriter.session import require_provider
 from rewriter.shapes import bind
 
-Progress = Callable[[str, int, int], None]
 _BATCHES = (1, 3)
 
 
@@ -55,25 +64,50 @@ def audit(
     cannot be read or an input shape given does not fit; everything about the two models is in the result instead.
     """
     with np.errstate(all="ignore"):  # infinity and NaN in weights are compared like any other value
-        return _audited(before, after, options, rerun, progress or _silent)
+        return _audited(before, after, options, rerun, progress or silent)
 
 
 def _audited(before: Model, after: Model, options: AuditOptions, rerun: Rerun | None, tell: Progress) -> Audit:
     require_provider(options.runtime.provider)
     bindings = find_bindings(before, options.input_shapes, _BATCHES, vary_given=True)  # refuses shapes that do not fit
+    strict = replace(options, runtime=options.runtime.for_audit())
     structure, notes = compare_structure(before, after)
     same = identical(before, after)
     if structure.outcome == "fail" or same:
-        return _short(before, after, options, structure, notes, same)
+        return _short(before, after, strict, structure, notes, same)
+    pair = _Pair(before, after, tuple(bindings), structure, tuple(notes))
+    full = _climb(pair, strict, rerun, tell)
+    if not options.runtime.tf32 or full.verdict not in ("equivalent", "approximate"):
+        return full
+    return deployed_too(full, _climb(pair, replace(options, runtime=options.runtime.plain()), rerun, tell))
+
+
+@dataclass(eq=False)
+class _Pair:
+    """Two models to compare, and what is known of them whatever they run on."""
+
+    before: Model
+    after: Model
+    bindings: tuple[Binding, ...]
+    structure: LevelResult
+    notes: tuple[str, ...]
+    proven: tuple[tuple[Region, ...], list[StaticResult]] | None = None
+    """The regions and their L1, once found: no provider changes them."""
+
+
+def _climb(pair: _Pair, options: AuditOptions, rerun: Rerun | None, tell: Progress) -> Audit:
+    """The ladder from L1 up, run as `options` say."""
+    before, after, bindings = pair.before, pair.after, pair.bindings
     diffs = [Diff(before, after, (found.bound, bind(after, found.shapes))) for found in bindings]
     parts = diffs[0].regions()
-    whole = Whole(before, after, options.runtime, _captures(before, diffs[0].before, parts))
+    whole = Whole(before, after, options.runtime, captures(before, diffs[0].before, parts))
     tell("runs of the original", 0, 1)
-    large = any(_elements(region, diff) > LARGE for region in parts for diff in diffs)
+    large = any(elements(region, diff) > LARGE for region in parts for diff in diffs)
     whole.run_original(trials(before, bindings, options), defer=large)
     diffs, unusable = _usable(diffs, bindings, whole.runs)
-    notes = (*notes, *unusable)
-    regions, statics = _static(diffs, parts, tell)
+    notes = (*pair.notes, *unusable)
+    pair.proven = pair.proven or _static(diffs, parts, options, whole.runs, tell)
+    regions, statics = pair.proven
     levels: list[list[LevelResult]] = []
     units: list[float] = []
     finite = True
@@ -95,12 +129,9 @@ def _audited(before: Model, after: Model, options: AuditOptions, rerun: Rerun | 
     ]
     tell("whole model", 1, 1)
     proof = _same_definitions(diffs[0])
-    return _audit(before, after, options, structure, notes, records, whole_level, outputs, whole.witnesses, proof=proof)
-
-
-def _silent(stage: str, done: int, total: int) -> None:
-    """Nobody wants to know."""
-    del stage, done, total
+    return _audit(
+        before, after, options, pair.structure, notes, records, whole_level, outputs, whole.witnesses, proof=proof
+    )
 
 
 def _usable(diffs: list[Diff], bindings: Sequence[Binding], runs: Sequence[Run]) -> tuple[list[Diff], Sequence[str]]:
@@ -120,9 +151,12 @@ def _usable(diffs: list[Diff], bindings: Sequence[Binding], runs: Sequence[Run])
 
 
 def _static(
-    diffs: Sequence[Diff], regions: tuple[Region, ...], tell: Progress
+    diffs: Sequence[Diff], regions: tuple[Region, ...], options: AuditOptions, runs: Sequence[Run], tell: Progress
 ) -> tuple[tuple[Region, ...], list[StaticResult]]:
-    """Regions and their L1.  Where L1 refutes, names may have been reused for other contents: try larger regions."""
+    """Regions and their L1.  Where L1 refutes, names may have been reused for other contents: try larger regions.
+
+    Larger regions that L1 says nothing of do not take a refutation back where the names do stand for the same contents.
+    """
     pairs = [(diff.before, diff.after) for diff in diffs]
     operators = diffs[0].operators
     statics = []
@@ -133,20 +167,26 @@ def _static(
         larger = diffs[0].regions(meet=False)
         if larger != regions:
             others = [compare_static(region, pairs, operators) for region in larger]
-            if all(static.result.outcome != "fail" for static in others):
+            outcomes = {static.result.outcome for static in others}
+            refuted = [region for region, found in zip(regions, statics, strict=True) if found.result.outcome == "fail"]
+            same = outcomes != {"pass"} and any(_same_contents(region, diffs, options, runs) for region in refuted)
+            if "fail" not in outcomes and not same:
                 return larger, others
     return regions, statics
 
 
-def _captures(model: Model, side: Side, regions: Sequence[Region]) -> dict[str, onnx.TypeProto]:
-    """Tensors inside the original that enter regions and are neither known nor inputs or outputs already."""
-    listed = {value.name for value in (*model.skeleton.graph.input, *model.outputs)}
-    return {
-        name: side.bound.types[name]
-        for region in regions
-        for name in region.inputs
-        if name not in listed and name in side.bound.types
-    }
+def _same_contents(region: Region, diffs: Sequence[Diff], options: AuditOptions, runs: Sequence[Run]) -> bool:
+    """Whether what leaves a region is the same in both models, up to rounding, where the original was run."""
+    exchange = _exchange(region, diffs, options)
+    return (
+        exchange is not None and compare_on_activations(exchange, _captured(region, diffs, runs), 0).outcome == "pass"
+    )
+
+
+def _captured(region: Region, diffs: Sequence[Diff], runs: Sequence[Run]) -> list[dict[str, Array]]:
+    """What entered the region in the original's first runs, where all of it is known."""
+    found = [entering(region, diffs[0].before, run) for run in runs if run.binding == 0]
+    return [feeds for feeds in found if len(feeds) == len(region.inputs)][:2]
 
 
 def _run_region(
@@ -168,10 +208,9 @@ def _run_region(
         exact = not_applicable("L2", "Not applicable: no operator changed, but the values of constants did.")
     if exact.outcome == "fail":
         return [static.result, exact], 0.0
-    captured = [_entering(region, diffs[0].before, run) for run in runs if run.binding == 0]
-    complete = [feeds for feeds in captured if len(feeds) == len(region.inputs)][:2]
-    numeric = compare_on_activations(exchange, complete, static.products)
-    return [static.result, exact, numeric], max(unit_of(exchange.before.cut), unit_of(exchange.after.cut))
+    numeric = compare_on_activations(exchange, _captured(region, diffs, runs), static.products)
+    sides = exchange.before, exchange.after
+    return [static.result, exact, numeric], coarsest(rounding_of(side.cut, side.runtime) for side in sides).unit
 
 
 def _exchange(region: Region, diffs: Sequence[Diff], options: AuditOptions) -> Exchange | None:
@@ -188,30 +227,8 @@ def _exchange(region: Region, diffs: Sequence[Diff], options: AuditOptions) -> E
     old = cut(diffs[0].before, region.before, region, types, shapes)
     new = cut(diffs[0].after, region.after, region, types, shapes)
     runners = Runner(old, options.runtime), Runner(new, options.runtime)
-    elements = tuple(_elements(region, diff) for diff in diffs)
-    return Exchange(*runners, types, shapes, known, options.runtime, options.seed, options.draws, frozenset(), elements)
-
-
-def _elements(region: Region, diff: Diff) -> int:
-    """Elements of the largest tensor in the region, where shapes are known."""
-    sides = ((diff.before, region.before), (diff.after, region.after))
-    made = (side.bound.shape(name) for side, nodes in sides for i in nodes for name in side.model.nodes[i].output)
-    return max((math.prod(shape) for shape in made if shape is not None), default=0)
-
-
-def _entering(region: Region, side: Side, run: Run) -> dict[str, Array]:
-    """The region's inputs in one run of the original; incomplete when something was not captured."""
-    found: dict[str, Array] = {}
-    for name in region.inputs:
-        if name in run.captured:
-            found[name] = run.captured[name]
-        elif name in side.model.overridable:
-            found[name] = tensor_value(side.model, side.model.initializer(name))
-        elif name in run.plain:
-            found[name] = run.plain[name]
-        elif (value := side.bound.value(name)) is not None:
-            found[name] = value
-    return found
+    sizes = tuple(elements(region, diff) for diff in diffs)
+    return Exchange(*runners, types, shapes, known, options.runtime, options.seed, options.draws, frozenset(), sizes)
 
 
 def _blind(
@@ -300,7 +317,7 @@ def _audit(
         identical=same,
         ran=any(not witness.problem for witness in witnesses),
         same_definitions=proof,
-        problem=_problem(witnesses),
+        problem=problem_of(witnesses),
     )
     wrong = next((region for region in regions if region.verdict == verdict and verdict != "equivalent"), None)
     if wrong is not None and not reason.startswith("The output"):
@@ -320,18 +337,9 @@ def _audit(
         threads=options.runtime.threads,
         level=options.runtime.level,
         seed=options.seed,
+        provider_options=dict(options.runtime.provider_options),
+        precision="tf32" if options.runtime.tf32 else "full",
     )
-
-
-def _problem(witnesses: Sequence[Witness]) -> str:
-    """Why the original could not be run, and what to give where the auditor had to choose sizes; empty if it could."""
-    if not witnesses or not witnesses[0].problem:
-        return ""
-    first = witnesses[0]
-    if not first.chosen or "cannot load" in first.problem or "--input" in first.problem:
-        return first.problem
-    names = ", ".join(f"'{name}'" for name in first.chosen)
-    return f"{first.problem.rstrip('. ')} (nobody gave all sizes of {names}: give them with --input-shape, or --inputs)"
 
 
 def _outcome(region: RegionAudit) -> Outcome | None:

@@ -15,8 +15,10 @@ import numpy as np
 import onnx
 
 from rewriter.constants import Array, attributes, constant
+from rewriter.contrib import conv_of
 from rewriter.equivalence import forms
 from rewriter.equivalence.forms import NOTHING, Form, Impossible, Integers, Unsupported
+from rewriter.equivalence.fused import ending, is_conv, is_default, is_fused_conv, residual
 from rewriter.equivalence.geometry import pads_begin
 from rewriter.equivalence.precision import significand_bits
 from rewriter.equivalence.reference import require_zero_padding, run_reference
@@ -81,12 +83,13 @@ class Evaluation:
         """Whether constants are computed from constants at run time, by more than moving them."""
         self.families: dict[Shape, Family] = {}
         self._members: dict[str, tuple[Family, int]] = {}
+        self._sums: dict[str, Form] = {}
         self.dtype: np.dtype[np.signedinteger] = np.dtype(np.int32 if self._allocate(wide) < 2**31 else np.int64)
         self._values: dict[str, Value] = {}
         for index in nodes:  # in graph order, so that no recursion runs deep
             # The first output brings the others along; one that is not covered (a mask) matters only where it is read.
             name = next((name for name in side.model.nodes[index].output if name), "")
-            if name and side.bound.value(name) is None:
+            if name and side.bound.value(name) is None and ending(side, side.model.nodes[index]) is None:
                 self.value(name)
 
     def _allocate(self, wide: int) -> int:
@@ -94,7 +97,7 @@ class Evaluation:
         found: dict[Shape, list[tuple[str, int]]] = {}
         for index in self.nodes:
             node = self.side.model.nodes[index]
-            if node.op_type == "Conv":
+            if is_conv(node, self.side.functions):
                 shape = self.shape(node.output[0])
                 found.setdefault((shape[0], *shape[2:]), []).append((node.output[0], shape[1]))
         for grid, outputs in found.items():
@@ -120,7 +123,9 @@ class Evaluation:
         return self._values[name]
 
     def form(self, name: str) -> Form:
-        value = self.value(name)
+        return self.as_form(self.value(name))
+
+    def as_form(self, value: Value) -> Form:
         return value if isinstance(value, Form) else forms.constant_form(value, self.dtype)
 
     def _find(self, name: str) -> Value:
@@ -145,8 +150,21 @@ class Evaluation:
             raise Unsupported(f"the output '{name}' of {node.op_type} is not covered")
         return self._values[name]
 
+    def sum_in(self, node: onnx.NodeProto) -> Form:
+        """What a FusedConv takes its activation of: its convolution, plus the residual if there is one."""
+        name = node.output[0]
+        if name not in self._sums:
+            (total,) = self._evaluate(conv_of(node))
+            added = self.form(residual(node)) if residual(node) else None
+            if not isinstance(total, Form) or (added is not None and added.shape != total.shape):
+                raise Unsupported(f"FusedConv '{name}' adds a residual of another shape, or to a constant")
+            self._sums[name] = total if added is None else forms.add(total, added)
+        return self._sums[name]
+
     def _evaluate(self, node: onnx.NodeProto) -> Sequence[Value]:
-        if node.domain not in ("", "ai.onnx") or node.op_type not in LINEAR:
+        if is_fused_conv(node, self.side.functions) and ending(self.side, node) is None:
+            return [self.sum_in(node)]
+        if not is_default(node, self.side.functions) or node.op_type not in LINEAR:
             raise Unsupported(f"{node.op_type} '{node.output[0]}' is not linear, or not covered")
         operands = [self.value(name) if name else None for name in node.input]
         if not any(isinstance(operand, Form) for operand in operands):

@@ -1,22 +1,23 @@
 """L3: both regions with their real weights on activations captured inside the original, against a certified bound.
 
-Two evaluations of the same sum of n products differ by at most (γ(n₁) + γ(n₂))·S with S = Σ|w||x| + |b|, whatever the
-order of summation (Higham, Accuracy and Stability of Numerical Algorithms, section 3.5).
+Two evaluations of the same sum of products differ by at most the sum of their bounds (see `rounding`), whatever the
+order of summation.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import onnx
 
 from rewriter.constants import Array, attributes
-from rewriter.equivalence.cut import Cut
+from rewriter.equivalence.cut import Cut, Runner
 from rewriter.equivalence.exact import Exchange
 from rewriter.equivalence.forms import Floats
-from rewriter.equivalence.kernels import gamma
+from rewriter.equivalence.fused import is_conv
 from rewriter.equivalence.linear import LINEAR
 from rewriter.equivalence.oracle import Oracle, OracleFailed
 from rewriter.equivalence.precision import (
@@ -24,14 +25,15 @@ from rewriter.equivalence.precision import (
     any_finite,
     difference,
     largest_finite,
-    significand_bits,
-    unit_roundoff,
     worst,
 )
 from rewriter.equivalence.records import LevelResult, failed, not_applicable, passed
+from rewriter.equivalence.rounding import Rounding, coarsest, convs_in, rounding_of
 from rewriter.session import SessionFailed
 
 ELSEWHERE = "at other places"
+_PRODUCTS = frozenset({"MatMul", "Gemm"})
+_NO_BOUND = 0.5  # of S: a bound from here on would let almost anything pass
 _ALARM = 8.0  # units of u·S: above, the bound holds but the error is larger than sums usually make
 
 
@@ -41,8 +43,9 @@ def compare_on_activations(exchange: Exchange, captured: Sequence[Mapping[str, A
     if not captured:
         return not_applicable("L3", "Not applicable: no run of the original reached the region with finite values.")
     before, after = exchange.before, exchange.after
-    unit = max(unit_of(runner.cut) for runner in (before, after))
-    linear = (before.cut.operators | after.cut.operators) <= LINEAR
+    roundings = [rounding_of(runner.cut, runner.runtime) for runner in (before, after)]
+    unit = coarsest(roundings).unit
+    linear = all(map(_is_bounded, (before.cut, after.cut)))
     stages = [max(products, 1) + 8 if products else estimate(runner.cut) for runner in (before, after)]
     try:
         old = [before.plain(feeds, before.cut.weights) for feeds in captured]
@@ -69,13 +72,25 @@ def compare_on_activations(exchange: Exchange, captured: Sequence[Mapping[str, A
         if not old[0]:
             return passed("L3", "All strings are equal on captured activations.")
     scales, why = _scales(before.cut, captured) if linear else (None, "")
+    bounds = [
+        _bound(runner, stage, rounding)
+        for runner, stage, rounding in zip((before, after), stages, roundings, strict=True)
+    ]
+    sixteen = roundings[0].stored > roundings[0].accumulated
+    if scales is not None and sixteen and not _sums_finely(before.cut, captured, old, scales, bounds[0]):
+        bounds = [
+            _bound(runner, stage, replace(rounding, accumulated=rounding.stored))
+            for runner, stage, rounding in zip((before, after), stages, roundings, strict=True)
+        ]
+    if scales is not None and max(bounds) >= _NO_BOUND:
+        scales, why = None, "its sums are too long for a bound in such a type"
     if not any(any_finite(value) or not value.size for values in old for value in values.values()):
         return not_applicable("L3", "Not applicable: nothing that leaves the original region is finite.")
     highest, units = 0.0, 0.0
     for run, reference in enumerate(old):
         for name, value in reference.items():
             allowed = (
-                (gamma(stages[0], unit) + gamma(stages[1], unit)) * scales[run][name]
+                sum(bounds) * scales[run][name]
                 if scales is not None
                 else observed_allowance(value, [spread[run][name]], unit, stages[0])
             )
@@ -121,6 +136,34 @@ def _scales(cut: Cut, captured: Iterable[Mapping[str, Array]]) -> tuple[list[dic
         return None, str(failure)
 
 
+def _is_bounded(cut: Cut) -> bool:
+    """Whether S bounds the cut's rounding: linear operators, products with constants, and Relu, which adds none."""
+    products = [node for node in cut.proto.graph.node if node.op_type in _PRODUCTS]
+    return cut.operators <= LINEAR | _PRODUCTS | {"Relu"} and all(node.input[1] in cut.weights for node in products)
+
+
+def _bound(runner: Runner, stages: int, rounding: Rounding) -> float:
+    return rounding.bound(stages, len(runner.cut.proto.graph.node), convs_in(runner.cut))
+
+
+def _sums_finely(
+    cut: Cut,
+    captured: Sequence[Mapping[str, Array]],
+    outputs: Sequence[Mapping[str, Array]],
+    scales: Sequence[Mapping[str, Floats]],
+    bound: float,
+) -> bool:
+    """Whether the original's own error is what a float32 accumulator leaves: some processors sum 16 bits in 16 bits."""
+    exact = Oracle(cut)
+    for feeds, found, scale in zip(captured, outputs, scales, strict=True):
+        reference = exact(feeds, cut.weights)
+        for name, value in found.items():
+            error = difference(reference[name], value)
+            if _largest_ratio(error, bound * scale[name] + _smallest(value)) > 1:
+                return False
+    return True
+
+
 def _largest_ratio(error: Floats, allowed: Floats) -> float:
     """The largest error as a fraction of what is allowed; no error is within any allowance, NaN included."""
     with np.errstate(all="ignore"):
@@ -161,22 +204,22 @@ def finite_weights(cut: Cut) -> bool:
     return all(map(all_finite, cut.weights.values()))
 
 
-def unit_of(cut: Cut) -> float:
-    """The unit roundoff of the coarsest type among a cut's floating-point inputs and weights."""
-    codes = [value.type.tensor_type.elem_type for value in cut.proto.graph.input]
-    codes += [onnx.helper.np_dtype_to_tensor_dtype(value.dtype) for value in cut.weights.values()]
-    return max((unit_roundoff(code) for code in codes if significand_bits(code)), default=2.0**-24)
-
-
 def estimate(cut: Cut) -> int:
     """An upper estimate of the roundings behind one output element, from the operators alone."""
     total = 8
     for node in cut.proto.graph.node:
-        weight = cut.weights.get(node.input[1]) if node.op_type == "Conv" else None
-        total += 2 if weight is None else int(np.prod(weight.shape[1:])) + 2
+        weight = cut.weights.get(node.input[1]) if len(node.input) > 1 else None
+        total += 2 if weight is None else _summed(node, weight) + 2
         if node.op_type in ("ReduceSum", "ReduceMean"):
             total += 64 if not attributes(node).get("axes") else 256
     return total
+
+
+def _summed(node: onnx.NodeProto, weight: Array) -> int:
+    """Products behind one element: of `[M, C/G, *K]`, or of a matrix `[.., K, N]`, transposed or not."""
+    if is_conv(node):
+        return int(np.prod(weight.shape[1:]))
+    return max(weight.shape[-2:], default=1) if node.op_type in _PRODUCTS else 0
 
 
 def _smallest(value: Array) -> float:

@@ -5,18 +5,20 @@ The same evaluation on absolute values gives S = Σ|w||x| + |b|, the scale of ev
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import product
 from typing import Any
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
+from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 
 from rewriter.constants import Array
 from rewriter.equivalence.cut import Cut
+from rewriter.equivalence.fused import expanded
 from rewriter.equivalence.geometry import pads_of
 from rewriter.equivalence.precision import significand_bits
 from rewriter.session import reason
@@ -35,10 +37,12 @@ class Oracle:
     def __init__(self, cut: Cut, *, absolute: bool = False) -> None:
         self.cut = cut
         self.absolute = absolute
-        proto = cut.with_fed_weights()
+        proto = expanded(cut.with_fed_weights())
         if absolute:
             for node in proto.graph.node:
                 node.op_type = {"Sub": "Add", "Neg": "Identity"}.get(node.op_type, node.op_type)
+                for factor in node.attribute if node.op_type == "Gemm" else ():  # alpha, beta
+                    factor.f = abs(factor.f)
         self._means = {node.input[3] for node in proto.graph.node if node.op_type == "BatchNormalization"}
         del proto.graph.output[:]
         proto.graph.output.extend(onnx.helper.make_empty_tensor_value_info(v.name) for v in cut.proto.graph.output)
@@ -67,6 +71,18 @@ class Oracle:
             return value
         wide = value.astype(np.float64)
         return np.abs(wide) if self.absolute else wide
+
+
+def oracle_of(model: onnx.ModelProto) -> Callable[[Mapping[str, Array]], dict[str, _Floats]]:
+    """A whole small model, with its own weights, as a function of its feeds that raises OracleFailed."""
+    values = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    floats = {n: v for n, v in values.items() if significand_bits(onnx.helper.np_dtype_to_tensor_dtype(v.dtype))}
+    bare = onnx.ModelProto()
+    bare.CopyFrom(model)
+    del bare.graph.initializer[:]
+    fixed = {name: value for name, value in values.items() if name not in floats}
+    oracle = Oracle(Cut("", bare, floats, fixed, frozenset(node.op_type for node in bare.graph.node)))
+    return lambda feeds: oracle(feeds, floats)
 
 
 class Conv(OpRun):

@@ -17,6 +17,7 @@ _BITS: Final[dict[int, int]] = {
     onnx.TensorProto.FLOAT: 24,
     onnx.TensorProto.DOUBLE: 53,
 }
+_SMALLEST: Final = {2.0**-11: 2.0**-24, 2.0**-8: 2.0**-133, 2.0**-24: 2.0**-149, 2.0**-53: 2.0**-1074}
 _PART: Final = 1 << 16
 
 
@@ -28,6 +29,11 @@ def significand_bits(elem_type: int) -> int | None:
 def unit_roundoff(elem_type: int) -> float:
     """u = 2^-p, the largest relative error of one rounding; that of float32 for types that are not floating point."""
     return float(2.0 ** -(_BITS.get(elem_type) or 24))
+
+
+def smallest_number(unit: float) -> float:
+    """The smallest positive number, a subnormal one, of the type with this unit roundoff."""
+    return _SMALLEST[unit]
 
 
 def difference(a: Array, b: Array) -> Floats:

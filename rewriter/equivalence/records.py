@@ -19,6 +19,8 @@ Grade = Literal["bitwise", "exact", "finite", "rounding"]
 """bitwise: nothing differs; exact: weights only moved; finite: zeros were inserted; rounding: weights were combined."""
 Level = Literal["L0", "L1", "L2", "L3", "L4"]
 Outcome = Literal["pass", "fail", "not applicable", "not exact here"]
+Precision = Literal["full", "tf32"]
+"""tf32: float32 operands are rounded to 11 bits before they are multiplied."""
 Figure = float | int | str | bool | None
 
 GRADES: tuple[Grade, ...] = ("bitwise", "exact", "finite", "rounding")
@@ -124,6 +126,33 @@ class Audit(Record):
     threads: int
     level: str
     seed: int
+    provider_options: dict[str, str] = {}
+    """Those it ran with: full precision, whatever the user's are."""
+    precision: Precision = "full"
+    reference: str = ""
+    """The provider that the *first* model ran on, where that was another one."""
+    deployed: Audit | None = None
+    """The runs once more with the user's own options, where these compute in less than full precision."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types; infinities and NaN as strings."""
+        return {key: _plain(value) for key, value in self.model_dump(mode="json").items()}
+
+
+class CrossAudit(Record):
+    """One or two models on several providers: the second model against the first on each, each model across them."""
+
+    verdict: Verdict
+    reason: str
+    pairs: tuple[Audit, ...]
+    """The second model against the first, one per provider; empty where there is one model only."""
+    crossings: tuple[Audit, ...]
+    """Each model on each further provider against itself on the first one."""
+
+    @property
+    def audits(self) -> tuple[Audit, ...]:
+        """All of them."""
+        return self.pairs + self.crossings
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types; infinities and NaN as strings."""

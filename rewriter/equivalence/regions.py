@@ -16,6 +16,7 @@ import numpy as np
 
 from rewriter import external
 from rewriter.constants import constant, is_constant
+from rewriter.equivalence.fused import functions
 from rewriter.equivalence.operators import Operators, sparse_initializers
 from rewriter.equivalence.unions import Unions
 from rewriter.model import INITIALIZER, Model
@@ -80,6 +81,11 @@ class Side:
     def is_shape_arithmetic(self, index: int) -> bool:
         """Whether all the node's outputs are integers known under the binding."""
         return all(self.bound.value(name) is not None for name in self.model.nodes[index].output if name)
+
+    @cached_property
+    def functions(self) -> frozenset[tuple[str, str]]:
+        """Domains and names of the model's own functions: each takes the place of an operator of that name."""
+        return functions(self.model)
 
     @cached_property
     def bodies(self) -> Mapping[str, memoryview]:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import onnx
 
+from rewriter.equivalence.endings import beneath, require_same, shows
 from rewriter.equivalence.forms import NOTHING, Floats, Form, Impossible, Integers, Unsupported
 from rewriter.equivalence.kernels import Mixing, Refuted, Tally, compare_kernels, deviation, gamma, within
 from rewriter.equivalence.linear import ConvUse, Evaluation, Family
@@ -91,17 +92,18 @@ def _compare_binding(
     entering, wide = _entering(region, before, after)
     try:
         old = Evaluation(before, region.before, entering, wide)
-        values = {name: old.value(name) for name in region.outputs}
+        values = {name: beneath(old, name) for name in region.outputs}
     except Impossible as reason:
         raise Unsupported(f"the original cannot be evaluated ({reason})") from reason
     try:
         new = Evaluation(after, region.after, entering, wide)
-        others = {name: new.value(name) for name in region.outputs}
+        others = {name: beneath(new, name) for name in region.outputs}
     except Impossible as reason:
         raise Refuted(f"With the inputs' shapes {_shapes(before)} the rewritten model fails: {reason}.") from reason
     tally.combined += old.computed + new.computed
     for name in region.outputs:
-        a, b = values[name], others[name]
+        (ends, a), (other_ends, b) = values[name], others[name]
+        require_same(name, ends, other_ends)
         if not isinstance(a, Form) and not isinstance(b, Form):
             if a.dtype != b.dtype or a.shape != b.shape or a.tobytes() != b.tobytes():
                 raise Refuted(f"The constant tensor '{name}' differs.")
@@ -113,7 +115,12 @@ def _compare_binding(
         if a.shape != b.shape:
             raise Refuted(f"'{name}' had the shape {list(a.shape)} and has {list(b.shape)}.")
         unit = unit_roundoff(codes[0] if codes else onnx.TensorProto.FLOAT)
-        _compare_forms(name, (old, old.form(name)), (new, new.form(name)), unit, tally, offsets, known)
+        try:
+            _compare_forms(name, (old, old.as_form(a)), (new, new.as_form(b)), unit, tally, offsets, known)
+        except Refuted as reason:
+            if not ends or shows(ends, old, new):
+                raise
+            raise Unsupported(f"a channel of '{name}' is constant beneath its activation ({reason})") from reason
 
 
 def _entering(region: Region, before: Side, after: Side) -> tuple[dict[str, int], int]:
@@ -298,7 +305,9 @@ def _compare_direct(name: str, a: _Reading, b: _Reading, unit: float, tally: Tal
         raise Refuted(f"'{name}' reads other elements of what enters the region.")
     error = deviation(old[1], new[1])
     bound = gamma(8.0 + old[0].shape[1], unit) * np.maximum(np.abs(old[1]), np.abs(new[1]))
-    worst = within(error.reshape(-1), bound.reshape(-1), lambda at: f"element {at // old[0].shape[1]} of '{name}'")
+    worst = within(
+        error.reshape(-1), bound.reshape(-1), unit, lambda at: f"element {at // old[0].shape[1]} of '{name}'"
+    )
     scaled = int(((old[1] != 1) & (old[0] >= 0)).sum())
     tally.add(Tally(taps=int((old[0] >= 0).sum()), combined=scaled, rounded=int((error > 0).sum()), worst=worst))
 
@@ -331,7 +340,9 @@ def _compare_offsets(name: str, a: Form, b: Form, rows: Integers, unit: float, t
     tally.combined = True
     error = deviation(old[0], new[0])
     bound = gamma(8.0 + a.offset_terms + b.offset_terms, unit) * np.maximum(old[1], new[1])
-    tally.worst = max(tally.worst, within(error, bound, lambda at: f"the bias of output channel {at} of '{name}'"))
+    tally.worst = max(
+        tally.worst, within(error, bound, unit, lambda at: f"the bias of output channel {at} of '{name}'")
+    )
     tally.rounded = tally.rounded or bool((error > 0).any())
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from rewriter.equivalence.records import GRADES, Grade, Level, LevelResult, Outcome, Verdict
 
@@ -86,3 +86,11 @@ def _of(count: int, total: int, one: str, many: str) -> str:
     if total == 1:
         return f"The region that differs {one}"
     return f"{count} of {total} regions {one if count == 1 else many}"
+
+
+_ORDER: tuple[Verdict, ...] = ("equivalent", "approximate", "not_verified", "different")
+
+
+def weakest(verdicts: Iterable[Verdict]) -> Verdict:
+    """The one that claims least: different before not_verified before approximate before equivalent."""
+    return max(verdicts, key=_ORDER.index)

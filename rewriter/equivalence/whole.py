@@ -46,6 +46,8 @@ class Whole:
     runtime: Runtime
     capture: Mapping[str, onnx.TypeProto]
     """Tensors inside the original to look at."""
+    elsewhere: Runtime | None = None
+    """What the second model runs on; None: the same as the first."""
     witnesses: list[Witness] = field(default_factory=list)
     runs: list[Run] = field(default_factory=list)
     """Those made so far."""
@@ -135,13 +137,14 @@ class Whole:
         """
         figures = {name: _Figures(name) for name in self.outputs}
         deployed: object = None
+        runtime = self.elsewhere or self.runtime
         count = 0
         for done in self._all_runs():
             try:
                 found = []
                 if not count:
-                    found.append(run(open_model(self.after, self.runtime.at("disable")), done.feeds, self.outputs))
-                    deployed = open_model(self.after, self.runtime)
+                    found.append(run(open_model(self.after, runtime.at("disable")), done.feeds, self.outputs))
+                    deployed = open_model(self.after, runtime)
                 found.append(run(deployed, done.feeds, self.outputs))
             except SessionFailed as error:
                 return failed("L4", f"The original runs, the rewritten model does not: {error}"), ()

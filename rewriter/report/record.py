@@ -9,10 +9,15 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
+import onnxruntime as ort
 from pydantic import BaseModel, ConfigDict, Field
 
+from rewriter import nvidia
+from rewriter.diagnosis import built_for, distributions
 from rewriter.equivalence.records import Audit, Verdict
 from rewriter.model import Model
+from rewriter.nvidia import Clocks
+from rewriter.providers import PROVIDERS
 from rewriter.rule import Attempt, Outcome
 from rewriter.session import Runtime
 from rewriter.timing import Timing
@@ -53,6 +58,14 @@ class TimingRecord(_Record):
     control_interval: tuple[float, float] | None
     smallest_effect: float | None
     nondeterministic: tuple[str, ...] = ()
+    before_options: dict[str, str] = {}
+    """Provider options, and whether replays of a CUDA graph were timed, of either side."""
+    after_options: dict[str, str] = {}
+    before_cuda_graph: bool = False
+    cuda_graph: bool = False
+    device: str = ""
+    clocks: tuple[Clocks | None, Clocks | None] = (None, None)
+    """Of the device, before and after; null where they are not known, and on the CPU."""
 
 
 class FileRecord(_Record):
@@ -124,6 +137,12 @@ def timing_record(timing: Timing) -> TimingRecord:
         control_interval=timing.control_interval,
         smallest_effect=timing.smallest_effect,
         nondeterministic=timing.nondeterministic,
+        before_options=dict(timing.before_options),
+        after_options=dict(timing.after_options),
+        before_cuda_graph=timing.before_cuda_graph,
+        cuda_graph=timing.cuda_graph,
+        device=timing.device,
+        clocks=timing.clocks,
     )
 
 
@@ -143,16 +162,31 @@ def file_record(model: Model, path: Path | None) -> FileRecord:
 
 def environment(runtime: Runtime) -> dict[str, str]:
     """Versions and machine that the figures hold for."""
-    facts = {
-        name: _version(name) for name in ("onnx-conv-rewriter", "onnx", "onnxruntime", "onnx-graphsurgeon", "numpy")
-    }
+    facts = {name: _version(name) for name in ("onnx-conv-rewriter", "onnx", "onnx-graphsurgeon", "numpy")}
+    facts["onnxruntime"] = ort.__version__  # whichever of its packages is installed
+    facts["onnxruntime_package"] = ", ".join(distributions())
     facts["python"] = platform.python_version()
     facts["machine"] = f"{platform.system()} {platform.machine()}"
     facts["processor"] = _processor()
     facts["cores"] = str(os.cpu_count())
     facts["provider"] = runtime.provider
     facts["ort_level"] = runtime.level
+    if PROVIDERS[runtime.provider].takes_options:
+        facts |= _device_facts(runtime)
     return facts
+
+
+def _device_facts(runtime: Runtime) -> dict[str, str]:
+    """The options it ran with, the devices of the machine, its driver, and the CUDA and cuDNN that were loaded."""
+    built = built_for()
+    cuda = nvidia.cuda_runtime(built[0]) if built else None
+    return {
+        "provider_options": " ".join(f"{key}={value}" for key, value in runtime.provider_options),
+        "gpus": ", ".join(device.name for device in nvidia.devices()),
+        "driver": nvidia.driver_version() or "",
+        "cuda": f"{cuda[0]}.{cuda[1]}" if cuda else "",
+        "cudnn": nvidia.cudnn() or "",
+    }
 
 
 def _version(name: str) -> str:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from rewriter.equivalence.records import Audit, LevelResult, OutputAudit, RegionAudit
+from rewriter.equivalence.records import Audit, CrossAudit, LevelResult, OutputAudit, RegionAudit
 from rewriter.report.text import Block, Table, clause, counted, graded, sites_text, threads_text, verdict_word
 from rewriter.timing import Latency, Timing
+from rewriter.timing.clocks import ClockPair, unsteadiness
 from rewriter.visible import visible
 
 _MARKS = {"pass": "passed", "fail": "FAILED", "not applicable": "n/a", "not exact here": "not exact here"}
@@ -26,7 +27,33 @@ def audit_blocks(audit: Audit, verbose: bool) -> list[Block]:
         for witness in audit.witnesses
         if witness.problem
     ]
-    return blocks + [visible(f"Note: {note}") for note in audit.notes]
+    blocks += [visible(f"Note: {note}") for note in audit.notes]
+    if audit.deployed is None:
+        return blocks
+    return [*blocks, "The same in TF32, as deployed:", *audit_blocks(audit.deployed, verbose)]
+
+
+def cross_blocks(crossed: CrossAudit, verbose: bool) -> list[Block]:
+    """An audit on several providers: each part of it under a heading of its own."""
+    blocks: list[Block] = []
+    for found in crossed.pairs:
+        blocks += [f"== B against A on {found.provider} ==", *audit_blocks(found, verbose)]
+    for number, found in enumerate(crossed.crossings):
+        name = "A" if number < len(crossed.crossings) / (2 if crossed.pairs else 1) else "B"
+        blocks += [f"== {name} on {found.provider} against {name} on {found.reference} =="]
+        blocks += audit_blocks(found, verbose)
+    return blocks
+
+
+def cross_conclusion(crossed: CrossAudit) -> str:
+    """The last line of `rewriter audit` with several providers."""
+    parts = [f"{_which(found)}: {verdict_word(found.verdict).lower()}" for found in crossed.audits]
+    last = [verdict_word(crossed.verdict), *parts]
+    return " | ".join(last if crossed.verdict == "equivalent" else [*last, clause(crossed.reason)])
+
+
+def _which(audit: Audit) -> str:
+    return f"{audit.provider} against {audit.reference}" if audit.reference else audit.provider
 
 
 def level_table(levels: Sequence[LevelResult]) -> Table:
@@ -107,17 +134,19 @@ def latency_blocks(latency: Latency) -> list[Block]:
     """One model's time by itself."""
     spread = "too few blocks for an interval"
     if latency.interval_ms is not None:
-        spread = f"95 % interval {latency.interval_ms[0]:.2f} to {latency.interval_ms[1]:.2f}"
+        spread = f"95 % interval {_ms(latency.interval_ms[0])} to {_ms(latency.interval_ms[1])}"
     blocks: list[Block] = [
-        f"{latency.name}: {latency.ms:.2f} ms per run ({spread}; {latency.blocks} blocks of "
+        f"{latency.name}: {_ms(latency.ms)} ms per run ({spread}; {latency.blocks} blocks of "
         f"{counted(latency.runs_per_block, 'run')})."
     ]
+    blocks += _device_blocks(latency, (latency.cuda_graph,))
     return blocks + _nondeterministic(latency.nondeterministic)
 
 
 def latency_conclusion(latency: Latency) -> str:
     """The last line of `rewriter bench A`."""
-    return f"{latency.ms:.2f} ms | {latency.name} | {threads_text(latency.threads)} | {latency.provider}"
+    where = _where(latency, latency.cuda_graph)
+    return f"{_ms(latency.ms)} ms | {latency.name} | {threads_text(latency.threads)} | {where}"
 
 
 def bench_blocks(timings: Sequence[Timing]) -> list[Block]:
@@ -125,8 +154,8 @@ def bench_blocks(timings: Sequence[Timing]) -> list[Block]:
     rows = tuple(
         (
             entry.after,
-            f"{entry.before_ms:.2f}",
-            f"{entry.after_ms:.2f}",
+            _ms(entry.before_ms),
+            _ms(entry.after_ms),
             f"{entry.speedup:.2f}x",
             "-" if entry.interval is None else f"{entry.interval[0]:.2f} to {entry.interval[1]:.2f}",
             "-" if entry.smallest_effect is None else f"{entry.smallest_effect:.1%}",
@@ -139,6 +168,8 @@ def bench_blocks(timings: Sequence[Timing]) -> list[Block]:
     numbers = (f"{timings[0].before} [ms]", "this [ms]", "speed-up", "95 % interval", "visible from", "pairs")
     blocks: list[Block] = [Table(("model", *numbers, "verdict", "outputs"), rows, frozenset(numbers))]
     blocks += ["\n".join(visible(f"{entry.after}: {entry.reason}") for entry in timings)]
+    blocks += _options_blocks(timings)
+    blocks += _device_blocks(timings[0], (timings[0].before_cuda_graph, *(entry.cuda_graph for entry in timings)))
     return blocks + _nondeterministic(
         tuple(dict.fromkeys(name for entry in timings for name in entry.nondeterministic))
     )
@@ -162,7 +193,57 @@ def bench_conclusion(timings: Sequence[Timing]) -> str:
     ]
     if len(timings) > 1:
         parts.append(", ".join(f"{count} {verdict.lower()}" for verdict, count in verdicts.items()))
-    return " | ".join([*parts, best.provider])
+    return " | ".join([*parts, _where(best, best.before_cuda_graph and best.cuda_graph)])
+
+
+def _ms(milliseconds: float) -> str:
+    """Two decimals, and more below 1 ms: a run on a GPU often takes some hundredths."""
+    return f"{milliseconds:.2f}" if milliseconds >= 1 else f"{milliseconds:.3g}"
+
+
+def _where(timed: Latency | Timing, graphs: bool) -> str:
+    return f"{timed.provider}, CUDA graph" if graphs else timed.provider
+
+
+def _options_blocks(timings: Sequence[Timing]) -> list[Block]:
+    """Who was run with which provider options, where they are not all the same."""
+    sides = [(timings[0].before, timings[0].before_options), *((entry.after, entry.after_options) for entry in timings)]
+    if all(options == sides[0][1] for _, options in sides):
+        return []
+    lines = (
+        f"{name} was run with {', '.join(f'{key}={value}' for key, value in options) or 'no provider options'}."
+        for name, options in sides
+    )
+    return ["\n".join(map(visible, lines))]
+
+
+def _device_blocks(timed: Latency | Timing, graphs: Sequence[bool]) -> list[Block]:
+    """How a device was timed: whether as a CUDA graph, at which clocks, and what those say about the figures."""
+    if not timed.bound:
+        return []
+    used = "as a captured CUDA graph" if all(graphs) else "some as a captured CUDA graph" if any(graphs) else ""
+    hint = used or "without a CUDA graph (--provider-option enable_cuda_graph=1 captures one)"
+    device = visible(timed.device) or timed.provider
+    blocks: list[Block] = [f"Timed on {device}, {hint}; inputs and outputs stay on the device."]
+    return blocks + _clock_blocks(timed.clocks)
+
+
+def _clock_blocks(clocks: ClockPair) -> list[Block]:
+    before, after = clocks
+    if before is None or after is None or before.sm is None or after.sm is None:
+        return ["Clocks: the device does not tell them."]
+    most = "" if before.sm_max is None else f" of {before.sm_max}"
+    blocks: list[Block] = [f"Clocks: {before.sm}{most} MHz before, {after.sm} after."]
+    unsteady = unsteadiness(clocks)
+    if not unsteady:
+        return blocks
+    return [
+        *blocks,
+        visible(
+            f"Note: the device was not steady, since {unsteady}: ratios are paired and hold, but the milliseconds do "
+            "not compare with those of another run."
+        ),
+    ]
 
 
 def _nondeterministic(names: Sequence[str]) -> list[Block]:

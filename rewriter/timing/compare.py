@@ -5,10 +5,14 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
+from rewriter.errors import BadInput
+from rewriter.providers import PROVIDERS
 from rewriter.session import Runtime
+from rewriter.timing.clocks import ReadClocks, device_name, device_number, read_clocks
 from rewriter.timing.digest import differing
 from rewriter.timing.records import Contender, Latency, Timing
 from rewriter.timing.rounds import Clock, Plan, Progress, Rounds, measure
@@ -16,6 +20,7 @@ from rewriter.timing.runners import NamedRunner, OpenRunner, open_runner
 from rewriter.timing.statistics import MINIMUM_PAIRS, Interval, Verdict, judge, median_interval, smallest_effect
 
 _BEFORE, _CONTROL, _AFTERS = 0, 1, 2  # places among the models of a measurement
+_BOUND_WARM_RUNS = 3  # the first on a device chooses algorithms, the second may still allocate
 
 
 def compare(
@@ -32,25 +37,31 @@ def compare(
     progress: Progress | None = None,
     clock: Clock = time.perf_counter,
     open_with: OpenRunner = open_runner,
+    clocks: ReadClocks = read_clocks,
 ) -> list[Timing]:
     """Time each of `afters` against `before`, all of them interleaved with a second session of `before` as control.
 
     Measures until every 95 % interval, the control's included, is at most `half_width` (relative) to either side, or
     the budget, which counts loading and warm-up, is spent. For short parts of a model use blocks and warm-ups a tenth
-    as long. A smaller `half_width` sees smaller effects, if the budget allows. Returns one record per candidate, in
-    order. Raises NotVerified without the provider, SessionFailed where a model cannot be loaded or run.
+    as long. A smaller `half_width` sees smaller effects, if the budget allows. A contender with a runtime of its own is
+    run with that; the control is `before` with its own. Returns one record per candidate, in order. Raises NotVerified
+    without the provider, SessionFailed where a model cannot be loaded or run, BadInput where a contender's runtime
+    differs from the measurement's in more than provider options.
     """
     if not afters:
         return []
     started = clock()
     models = [before, before, *afters]
-    runners = [NamedRunner(model, runtime, feeds, open_with) for model in models]
-    plan = Plan(budget_seconds, block_seconds, warmup_seconds, seed)
+    runtimes = [runtime_of(model, runtime) for model in models]
+    runners = [NamedRunner(model, own, feeds, open_with) for model, own in zip(models, runtimes, strict=True)]
+    plan = Plan(budget_seconds, block_seconds, warmup_seconds, seed, _warm_runs(runtime))
 
     def enough(log_seconds: np.ndarray) -> bool:
         return _narrow(log_ratios(log_seconds), half_width)
 
-    rounds = measure(runners, plan, enough, clock=clock, started=started, progress=progress)
+    rounds = measure(
+        runners, plan, enough, clock=clock, started=started, progress=progress, observe=lambda: clocks(runtime)
+    )
     seconds = clock() - started
     return [
         _timing(before, after, index, rounds, runtime, budget_seconds, seconds)
@@ -70,16 +81,20 @@ def latency(
     progress: Progress | None = None,
     clock: Clock = time.perf_counter,
     open_with: OpenRunner = open_runner,
+    clocks: ReadClocks = read_clocks,
 ) -> Latency:
     """Time one model by itself, with the same blocks and the same stopping rule. Raises as `compare` does."""
     started = clock()
-    runner = NamedRunner(model, runtime, feeds, open_with)
-    plan = Plan(budget_seconds, block_seconds, warmup_seconds)
+    own = runtime_of(model, runtime)
+    runner = NamedRunner(model, own, feeds, open_with)
+    plan = Plan(budget_seconds, block_seconds, warmup_seconds, warm_runs=_warm_runs(runtime))
 
     def enough(log_seconds: np.ndarray) -> bool:
         return _narrow(log_seconds.mean(axis=2), half_width)
 
-    rounds = measure([runner], plan, enough, clock=clock, started=started, progress=progress)
+    rounds = measure(
+        [runner], plan, enough, clock=clock, started=started, progress=progress, observe=lambda: clocks(runtime)
+    )
     interval = _interval(rounds.log_seconds.mean(axis=2)[:, 0])
     return Latency(
         name=model.name,
@@ -92,7 +107,42 @@ def latency(
         seconds=clock() - started,
         sha256=rounds.sha256[0],
         nondeterministic=_nondeterministic(rounds, {0: model}),
+        options=own.provider_options,
+        cuda_graph=_replays(own),
+        bound=PROVIDERS[runtime.provider].bound,
+        device=device_name(runtime),
+        clocks=rounds.clocks,
     )
+
+
+def runtime_of(contender: Contender, runtime: Runtime) -> Runtime:
+    """The runtime that `contender` is run with in a measurement with `runtime`.
+
+    Raises BadInput where the two differ in more than provider options: a record has one provider, number of threads
+    and optimization level, and clocks of one device.
+    """
+    own = contender.runtime
+    if own is None:
+        return runtime
+    same = replace(own, provider_options=runtime.provider_options) == runtime
+    if not same or device_number(own) != device_number(runtime):
+        raise BadInput(
+            f"{contender.name!r} has a runtime of its own on {_described(own)}, the measurement is on "
+            f"{_described(runtime)}: only provider options may differ, and not the device."
+        )
+    return own
+
+
+def _described(runtime: Runtime) -> str:
+    return f"{runtime.provider} device {device_number(runtime)} with {runtime.threads} threads at level {runtime.level}"
+
+
+def _replays(runtime: Runtime) -> bool:
+    return PROVIDERS[runtime.provider].bound and runtime.captures
+
+
+def _warm_runs(runtime: Runtime) -> int:
+    return _BOUND_WARM_RUNS if PROVIDERS[runtime.provider].bound else 1
 
 
 def log_ratios(log_seconds: np.ndarray) -> np.ndarray:
@@ -147,6 +197,13 @@ def _timing(
         before_sha256=rounds.sha256[_BEFORE],
         after_sha256=rounds.sha256[index],
         nondeterministic=_nondeterministic(rounds, {_BEFORE: before, _CONTROL: before, index: after}),
+        before_options=runtime_of(before, runtime).provider_options,
+        after_options=runtime_of(after, runtime).provider_options,
+        before_cuda_graph=_replays(runtime_of(before, runtime)),
+        cuda_graph=_replays(runtime_of(after, runtime)),
+        bound=PROVIDERS[runtime.provider].bound,
+        device=device_name(runtime),
+        clocks=rounds.clocks,
     )
 
 

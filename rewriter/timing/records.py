@@ -8,17 +8,24 @@ from pathlib import Path
 
 import onnx
 
-from rewriter.session import Provider
+from rewriter.providers import Provider
+from rewriter.session import Runtime
+from rewriter.timing.clocks import ClockPair
 from rewriter.timing.statistics import Verdict
 
 
 @dataclass(frozen=True)
 class Contender:
-    """One of the models to be compared, with the name it has in messages."""
+    """One of the models to be compared, with the name it has in messages.
+
+    `runtime` is its own way to be run, None that of the measurement: so one model can be compared with itself under
+    other provider options. Only these may differ from the measurement's.
+    """
 
     name: str
     model: bytes | Path | onnx.ModelProto
     external_folder: Path | None = None
+    runtime: Runtime | None = None
 
 
 @dataclass(frozen=True)
@@ -55,6 +62,18 @@ class Timing:
     """Output name to `tensor_sha256` of what the timed session computed."""
     nondeterministic: tuple[str, ...] = ()
     """Outputs of which two runs on the same inputs differed in a bit, as "model: output"."""
+    before_options: tuple[tuple[str, str], ...] = ()
+    after_options: tuple[tuple[str, str], ...] = ()
+    """The provider options that either was run with."""
+    before_cuda_graph: bool = False
+    cuda_graph: bool = False
+    """Whether what was timed of before, and of after, were replays of a captured CUDA graph."""
+    bound: bool = False
+    """Whether inputs and outputs stayed on the device."""
+    device: str = ""
+    """The device's name, where it is known."""
+    clocks: ClockPair = (None, None)
+    """The device's clocks right before the first timed block and right after the last, where they are known."""
 
 
 @dataclass(frozen=True)
@@ -71,3 +90,8 @@ class Latency:
     seconds: float
     sha256: Mapping[str, str]
     nondeterministic: tuple[str, ...] = ()
+    options: tuple[tuple[str, str], ...] = ()
+    cuda_graph: bool = False
+    bound: bool = False
+    device: str = ""
+    clocks: ClockPair = (None, None)

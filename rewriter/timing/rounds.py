@@ -11,6 +11,8 @@ from typing import Final
 
 import numpy as np
 
+from rewriter.nvidia import Clocks
+from rewriter.timing.clocks import ClockPair
 from rewriter.timing.digest import differing, output_sha256
 from rewriter.timing.runners import Runner
 
@@ -31,6 +33,8 @@ class Plan:
     block: float = 0.1
     warmup: float = 0.2
     seed: int = 0
+    warm_runs: int = 1
+    """Runs of the warm-up, at least; the fastest is looked for from this one on."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,7 @@ class Rounds:
     sha256: tuple[dict[str, str], ...]
     nondeterministic: tuple[tuple[str, ...], ...]
     """Outputs whose first and last run differ."""
+    clocks: ClockPair = (None, None)
 
 
 def measure(
@@ -56,17 +61,20 @@ def measure(
     clock: Clock,
     started: float,
     progress: Progress | None = None,
+    observe: Callable[[], Clocks | None] = lambda: None,
 ) -> Rounds:
     """Time `runners` against each other until `enough(log_seconds)` or no further round fits into the budget.
 
     The budget counts from the clock's `started`. Warm-up is never cut short, so a tiny budget is exceeded by it.
+    `observe` reads the device's clocks while it is warm: an idle device lowers them.
     """
     rng = np.random.default_rng(plan.seed)
     first = [output_sha256(runner.outputs()) for runner in runners]
-    warm = [_warm_up(runner, plan.warmup, clock) for runner in runners]
+    warm = [_warm_up(runner, plan, clock) for runner in runners]
     runs = [max(1, math.ceil(plan.block / seconds)) for seconds in warm]
     needed = sum(2 * (count + _settling(count)) * seconds for count, seconds in zip(runs, warm, strict=True))
     measured: list[np.ndarray] = []
+    before = observe()
     with _no_garbage_collection():
         while not enough(_stacked(measured, len(runners))):
             begun = clock()
@@ -76,6 +84,7 @@ def measure(
             needed = clock() - begun
             if progress is not None:
                 progress(min(1.0, (clock() - started) / plan.budget))
+    after = observe()
     last = [output_sha256(runner.outputs()) for runner in runners]
     if progress is not None:
         progress(1.0)
@@ -85,6 +94,7 @@ def measure(
         runs=tuple(runs),
         sha256=tuple(first),
         nondeterministic=tuple(differing(a, b) for a, b in zip(first, last, strict=True)),
+        clocks=(before, after),
     )
 
 
@@ -118,16 +128,22 @@ def _settling(runs: int) -> int:
     return 1 if runs >= _SETTLED_FROM else 0
 
 
-def _warm_up(runner: Runner, duration: float, clock: Clock) -> float:
-    """Run for `duration` seconds, at least once; returns the seconds of the fastest run."""
+def _warm_up(runner: Runner, plan: Plan, clock: Clock) -> float:
+    """Run for `plan.warmup` seconds and `plan.warm_runs` runs; returns the seconds of the fastest run that counts.
+
+    On a device the first runs do not count: they choose algorithms, allocate, and capture a graph.
+    """
     started = clock()
-    fastest = math.inf
+    fastest, runs = math.inf, 0
     while True:
         begun = clock()
         runner.repeat(1)
         now = clock()
+        runs += 1
+        if runs < plan.warm_runs:
+            continue
         fastest = min(fastest, _positive(now - begun))
-        if now - started >= duration:
+        if now - started >= plan.warmup:
             return fastest
 
 

@@ -1,4 +1,4 @@
-"""A model that is run many times in a row: on the CPU as users do, on CUDA with everything kept on the device."""
+"""A model that is run many times in a row: on the CPU as users do, on a device with everything kept there."""
 
 from __future__ import annotations
 
@@ -9,8 +9,12 @@ from typing import Protocol
 import numpy as np
 import onnxruntime as ort
 
-from rewriter.session import Runtime, SessionFailed, open_session, prepare, reason, run
+from rewriter.providers import PROVIDERS
+from rewriter.session import Runtime, SessionFailed, open_session, prepare, run
+from rewriter.timing.bound import BoundRunner, cannot_capture, refuses_capture
+from rewriter.timing.clocks import device_number
 from rewriter.timing.records import Contender
+from rewriter.timing.tensors import Place
 
 
 class Runner(Protocol):
@@ -27,12 +31,19 @@ OpenRunner = Callable[[Contender, Runtime, Mapping[str, np.ndarray]], Runner]
 
 
 def open_runner(contender: Contender, runtime: Runtime, feeds: Mapping[str, np.ndarray]) -> Runner:
-    """A session of its own for `contender`. Raises NotVerified without the provider, SessionFailed if it cannot load.
+    """A session of its own for `contender`, bound to the device where the provider's record says so.
 
     Worker threads spin while a run is under way, as they do for users, and sleep while other sessions are timed.
+    Raises NotVerified without the provider, SessionFailed if the model cannot load, or be captured if that is asked.
     """
-    session = open_session(contender.model, runtime, external_folder=contender.external_folder, spin=True)
-    return PlainRunner(session, feeds) if runtime.provider == "cpu" else BoundRunner(session, feeds, runtime)
+    provider = PROVIDERS[runtime.provider]
+    try:
+        session = open_session(contender.model, runtime, external_folder=contender.external_folder, spin=True)
+    except SessionFailed as error:
+        raise (cannot_capture(error) if refuses_capture(error) else error) from error
+    if not provider.bound:
+        return PlainRunner(session, feeds)
+    return BoundRunner(session, feeds, Place(provider.device, device_number(runtime)), captures=runtime.captures)
 
 
 class NamedRunner:
@@ -75,36 +86,3 @@ class PlainRunner:
 
     def outputs(self) -> dict[str, np.ndarray]:
         return run(self._session, self._feeds)
-
-
-class BoundRunner:
-    """Inputs and outputs stay on the device, so that no copy over the bus is timed; waits for the device at the end."""
-
-    def __init__(
-        self, session: ort.InferenceSession, feeds: Mapping[str, np.ndarray], runtime: Runtime, device: str = "cuda"
-    ) -> None:
-        self._session = session
-        self._names = [value.name for value in session.get_outputs()]
-        self._binding = session.io_binding()
-        number = int(dict(runtime.provider_options).get("device_id", "0"))
-        try:
-            for name, value in feeds.items():
-                self._binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(value, device, number))
-            for name in self._names:
-                self._binding.bind_output(name, device, number)
-        except Exception as error:  # ONNX Runtime's exceptions have no base class but Exception
-            raise SessionFailed(
-                f"ONNX Runtime cannot place the model's inputs on {device}: {reason(error)}."
-            ) from error
-
-    def repeat(self, runs: int) -> None:
-        try:
-            for _ in range(runs):
-                self._session.run_with_iobinding(self._binding)
-            self._binding.synchronize_outputs()
-        except Exception as error:  # ONNX Runtime's exceptions have no base class but Exception
-            raise SessionFailed(f"ONNX Runtime cannot run the model: {reason(error)}.") from error
-
-    def outputs(self) -> dict[str, np.ndarray]:
-        self.repeat(1)
-        return dict(zip(self._names, self._binding.copy_outputs_to_cpu(), strict=True))

@@ -121,9 +121,9 @@ def test_deviations_of_what_is_not_finite() -> None:
     a = np.asarray([1.0, np.inf, np.inf, np.nan, np.nan, 2.0])
     b = np.asarray([1.5, np.inf, -np.inf, np.nan, 0.0, np.inf])
     assert deviation(a, b).tolist() == [0.5, 0.0, np.inf, 0.0, np.inf, np.inf]
-    assert within(np.zeros(2), np.asarray([np.nan, np.inf]), str) == 0
+    assert within(np.zeros(2), np.asarray([np.nan, np.inf]), 2.0**-24, str) == 0
     with pytest.raises(Refuted, match="Infinity or NaN is used at 1 on one side only"):
-        within(np.asarray([0.0, np.inf]), np.asarray([1.0, np.inf]), str)
+        within(np.asarray([0.0, np.inf]), np.asarray([1.0, np.inf]), 2.0**-24, str)
 
 
 def test_differences_taken_in_parts() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,9 @@ from funnel import Sizes, check, declines
 from models.grouped import GroupedConv, example_input, grouped_conv_model, parameters
 from models.sample import draw_spec
 from programs import program
-from rewriter import Safety
+from rewriter import BadInput, Safety
+from rewriter.api import rewrite
+from rewriter.cli import main
 from rewriter.graph import Graph
 from rewriter.model import Model
 from rewriter.registry import pass_named
@@ -110,7 +113,6 @@ def test_an_empty_bias_name_is_no_bias() -> None:
     [
         ({"groups": 1}, {}, "It is dense (group 1): there are no groups to merge."),
         ({"groups": 1}, {"factor": 2}, "It is dense (group 1): there are no groups to merge."),
-        ({}, {"factor": 2, "groups": 2}, "Both regroup.factor and regroup.groups are set: set one."),
         ({}, {"factor": 5}, "Its 12 groups are no multiple of regroup.factor 5."),
         ({}, {"factor": 24}, "Its 12 groups are no multiple of regroup.factor 24."),
         ({}, {"factor": -2}, "Its 12 groups are no multiple of regroup.factor -2."),
@@ -128,6 +130,27 @@ def test_an_empty_bias_name_is_no_bias() -> None:
 )  # fmt: skip
 def test_declines(options: dict[str, Any], chosen: Settings, reason: str) -> None:
     declines(grouped_conv_model(replace(SPEC, **options)), PASS, reason, chosen)
+
+
+@pytest.mark.parametrize("groups", [12, 1])
+def test_factor_and_groups_together_are_an_error(
+    groups: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Even where the pass has nothing to do: groups of 1."""
+    model = grouped_conv_model(replace(SPEC, groups=groups))
+    says = "both regroup.factor and regroup.groups are set: set one."
+    both: Settings = {"factor": 2, "groups": 2}
+    with pytest.raises(BadInput, match=says):
+        rewrite("not looked at yet.onnx", [PASS], settings={PASS: both})
+    with pytest.raises(BadInput, match=says):
+        pass_named(PASS).propose(Graph(Model.load(model)), 0, both)
+    path = tmp_path / "net.onnx"
+    onnx.save(model, path)
+    assert main(["rewrite", str(path), "--pass", PASS, "--set", "regroup.factor=2", "--set", "regroup.groups=2"]) == 2
+    shown = capsys.readouterr()
+    assert shown.err == f"Error: {says[0].upper()}{says[1:]}\n"
+    assert shown.out == ""
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_machine_without_a_fast_path_declines(monkeypatch: pytest.MonkeyPatch) -> None:
