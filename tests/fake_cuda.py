@@ -21,6 +21,7 @@ from rewriter.session import Runtime
 
 Array = np.ndarray[Any, Any]
 Fault = Callable[[Array], Array]
+Change = Callable[[onnx.NodeProto], Sequence[onnx.NodeProto]]
 
 CUDA = Runtime("cuda", provider_options=(("device_id", "0"),))
 """A runtime whose sessions the faults below recognise by its having options, as the CPU's never do."""
@@ -48,7 +49,7 @@ def faulty_cuda(
     bent: list[Mapping[str, str]] = []
     real = ort.InferenceSession
 
-    def open_bent(source: Any, options: Any, *, providers: Any, provider_options: Any, **others: Any) -> Any:
+    def open_bent(source: Any, options: Any, *, providers: Any, provider_options: Any = ({},), **others: Any) -> Any:
         (given,) = provider_options
         wanted = bool(given) and not (tf32_only and given.get("use_tf32") == "0")
         model = _bent_model(source, operands) if wanted else source
@@ -60,6 +61,30 @@ def faulty_cuda(
 
     monkeypatch.setattr(ort, "InferenceSession", open_bent)
     return bent
+
+
+def wrong_kernels(monkeypatch: pytest.MonkeyPatch, change: Change, *, optimized_only: bool = False) -> None:
+    """The same with other nodes in place of some: what wrong kernels compute; an empty list keeps the node.
+
+    With `optimized_only` they are there only at levels above ORT_DISABLE_ALL.
+    """
+    fake_cuda(monkeypatch)
+    real = ort.InferenceSession
+
+    def open_wrong(
+        source: Any, options: Any, *, providers: Any, provider_options: Any = ({},), **others: Any
+    ) -> ort.InferenceSession:
+        plain = options.graph_optimization_level == ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        if not provider_options[0] or (optimized_only and plain):
+            return real(source, options, providers=providers, provider_options=provider_options, **others)
+        model = onnx.load(Path(source)) if isinstance(source, str) else onnx.load_from_string(source)
+        nodes = [onnx.NodeProto.FromString(n.SerializeToString()) for o in model.graph.node for n in change(o) or [o]]
+        del model.graph.node[:]
+        model.graph.node.extend(nodes)
+        wrong = model.SerializeToString()
+        return real(wrong, options, providers=providers, provider_options=provider_options, **others)
+
+    monkeypatch.setattr(ort, "InferenceSession", open_wrong)
 
 
 def to_tf32(value: Array) -> Array:

@@ -152,6 +152,22 @@ def scale(form: Form, factor: NDArray[np.generic]) -> Form:
     return Form(form.index, coef, offset, magnitude, form.offset_terms + (offset is not None))
 
 
+def product(a: Form, b: Form, count: int) -> Form:
+    """Element-wise product of two selections of the first `count` symbols, whatever their order; 0: not covered.
+
+    That of symbols i ≤ j is the symbol `count + i·count + j`.
+    """
+    for form in (a, b):
+        if form.terms != 1 or form.offset is not None or form.index.max(initial=NOTHING) >= count:
+            raise Unsupported("two run-time tensors are multiplied that are computed in the region")
+    shape = np.broadcast_shapes(a.shape, b.shape)
+    a, b = broadcast(a, shape), broadcast(b, shape)
+    low, high = np.minimum(a.index, b.index).astype(np.int64), np.maximum(a.index, b.index).astype(np.int64)
+    index = np.where(low < 0, NOTHING, count + low * count + high)
+    scaled = a.coef is not None or b.coef is not None
+    return Form(index, _coef(a) * _coef(b) if scaled else None)
+
+
 def negate(form: Form) -> Form:
     """The form times −1."""
     return replace(scale(form, np.asarray(-1.0)), offset_terms=form.offset_terms)

@@ -12,11 +12,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from rewriter.equivalence.forms import Floats, Integers
-from rewriter.equivalence.linear import ConvUse
+from rewriter.equivalence.convs import ConvUse
+from rewriter.equivalence.forms import Floats, Integers, Unsupported
 from rewriter.equivalence.precision import smallest_number
 
 _CHUNK = 1 << 21  # entries built at once
+_MOST = 0.25  # n·u, for a bound
 _NO_KEY = np.iinfo(np.int64).max
 _Flags = NDArray[np.bool_]
 _Describe = Callable[[int], str]
@@ -79,9 +80,12 @@ class Entries:
 
 
 def gamma(n: NDArray[np.floating] | float, unit: float) -> Floats:
-    """γ(n) = n·u / (1 − n·u), the relative error of n roundings (Higham, Accuracy and Stability, section 3.1)."""
-    total = np.minimum(np.asarray(n, np.float64) * unit, 0.5)
-    return np.asarray(total / (1 - total))
+    """γ(n) = n·u / (1 − n·u), the relative error of n roundings (Higham, Accuracy and Stability, section 3.1).
+
+    Infinity from n·u = 1/4 on: what allows an error of a third shows nothing.
+    """
+    total = np.asarray(n, np.float64) * unit
+    return np.where(total < _MOST, total / (1 - np.minimum(total, _MOST)), np.inf)
 
 
 def compare_kernels(before: Mixing, after: Mixing, unit: float) -> Tally:
@@ -127,6 +131,7 @@ class _Coding:
         channel = mixing.channel[start:stop]
         keys: list[Integers] = [np.zeros(0, np.int64)]
         values, scaled = [np.zeros(0)], [np.zeros(0, bool)]
+        magnitudes, counts = [np.zeros(0)], [np.zeros(0, np.int64)]
         for conv, shift in zip(mixing.convs, mixing.shifts, strict=True):
             row, term = np.nonzero((channel >= conv.first) & (channel < conv.first + conv.weight.shape[0]))
             if not row.size:
@@ -136,8 +141,12 @@ class _Coding:
             key, value = self._of_conv(conv, shift, row, local, by)
             keys.append(key.reshape(-1))
             values.append(value.reshape(-1))
-            scaled.append(np.broadcast_to((by != 1)[:, None, None], key.shape).reshape(-1))
-        return _gathered(np.concatenate(keys), np.concatenate(values), np.concatenate(scaled))
+            computed = np.broadcast_to((by != 1)[:, None, None], key.shape)
+            scaled.append((computed if conv.terms is None else np.ones_like(computed)).reshape(-1))
+            magnitudes.append(np.abs(value).reshape(-1) if conv.magnitude is None else _each(conv.magnitude, local, by))
+            counts.append(np.ones(key.size, np.int64) if conv.terms is None else _each(conv.terms, local).astype(int))
+        columns = (np.concatenate(values), np.concatenate(scaled), np.concatenate(magnitudes), np.concatenate(counts))
+        return _gathered(np.concatenate(keys), *columns)
 
     def _of_conv(
         self, conv: ConvUse, shift: tuple[int, ...], row: Integers, local: Integers, by: Floats
@@ -153,7 +162,10 @@ class _Coding:
         tap = np.asarray([self.code[entry] for entry in _taps(conv, shift)], np.int64)
         key = (row[:, None] * len(self.sources) + rank)[:, :, None] * len(self.taps) + tap
         # A channel of zeros adds nothing, whatever its weight.
-        return (key if source.min() >= 0 else np.where((source >= 0)[:, :, None], key, _NO_KEY)), value
+        key = key if source.min() >= 0 else np.where((source >= 0)[:, :, None], key, _NO_KEY)
+        if conv.terms is not None:
+            key = np.where(conv.terms.reshape(outputs, inputs, -1)[local] > 0, key, _NO_KEY)
+        return key, value
 
     def most_products(self, entries: Entries) -> int:
         """Most products summed into one output element."""
@@ -181,20 +193,32 @@ def _taps(conv: ConvUse, shift: tuple[int, ...]) -> list[tuple[int, ...]]:
     return [tuple(s + k * d for s, k, d in zip(shift, step, conv.dilations, strict=True)) for step in steps]
 
 
-def _gathered(keys: Integers, values: Floats, scaled: _Flags) -> Entries:
+def _each(of_weights: Floats, local: Integers, by: Floats | None = None) -> Floats:
+    """What is known of each weight, for the (row, channel of the conv) pairs, flat; scaled by |by|."""
+    found = of_weights.reshape(of_weights.shape[0], -1)[local]
+    return np.asarray(found if by is None else found * np.abs(by)[:, None]).reshape(-1)
+
+
+def _gathered(keys: Integers, values: Floats, scaled: _Flags, magnitudes: Floats, counts: Integers) -> Entries:
     """Entries sorted by key, those of equal key summed."""
     if not np.all(keys[1:] > keys[:-1]):
         order = np.argsort(keys, kind="stable")
         keys, values, scaled = keys[order], values[order], scaled[order]
+        magnitudes, counts = magnitudes[order], counts[order]
     stop = int(np.searchsorted(keys, _NO_KEY))
     keys, values, scaled = keys[:stop], values[:stop], scaled[:stop]
+    magnitudes, counts = magnitudes[:stop], counts[:stop]
     starts = np.flatnonzero(np.concatenate([keys[:1] == keys[:1], keys[1:] != keys[:-1]]))
     if starts.size == keys.size:
-        return Entries(keys, values, np.abs(values), np.ones(keys.size, np.int64), scaled)
-    counts = np.diff(np.append(starts, keys.size))
-    magnitudes = np.add.reduceat(np.abs(values), starts)
-    combined = (counts > 1) | np.logical_or.reduceat(scaled, starts)
-    return Entries(keys[starts], np.add.reduceat(values, starts), magnitudes, counts, combined)
+        return Entries(keys, values, magnitudes, counts, scaled)
+    several = np.diff(np.append(starts, keys.size)) > 1
+    return Entries(
+        keys[starts],
+        np.add.reduceat(values, starts),
+        np.add.reduceat(magnitudes, starts),
+        np.add.reduceat(counts, starts),
+        several | np.logical_or.reduceat(scaled, starts),
+    )
 
 
 def _compare(old: Entries, new: Entries, unit: float, describe: _Describe) -> Tally:
@@ -243,6 +267,7 @@ def within(error: Floats, bound: Floats, unit: float, describe: _Describe) -> fl
     Below the normal numbers of the type whose unit roundoff is `unit`, roundings err by its smallest number instead.
     """
     bound = bound + smallest_number(unit)
+    _require_bound(error, bound, describe)
     with np.errstate(all="ignore"):
         ratio = np.where(error == 0, 0.0, error / bound)
     wrong = ~(ratio <= 1)
@@ -257,8 +282,18 @@ def within(error: Floats, bound: Floats, unit: float, describe: _Describe) -> fl
     return float(ratio.max(initial=0.0))
 
 
+def _require_bound(error: Floats, bound: Floats, describe: _Describe) -> None:
+    """Raise Unsupported where there is an error and any would be allowed."""
+    free = (error != 0) & np.isfinite(error) & ~np.isfinite(bound)
+    if free.any():
+        where = describe(int(np.argmax(free)))
+        raise Unsupported(f"too many constants are combined for a bound in their type, at {where}")
+
+
 def _require_zero(extra: Entries, unit: float, describe: _Describe, how: str) -> None:
-    bound = np.where(extra.combined, gamma(8.0 + extra.counts, unit) * extra.magnitudes, 0.0)
+    with np.errstate(invalid="ignore"):
+        bound = np.where(extra.combined, gamma(8.0 + extra.counts, unit) * extra.magnitudes, 0.0)
+    _require_bound(extra.values, bound, describe)
     wrong = ~((np.abs(extra.values) <= bound) & np.isfinite(extra.values))
     if wrong.any():
         at = int(np.argmax(wrong))

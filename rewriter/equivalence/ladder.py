@@ -24,6 +24,7 @@ from rewriter.equivalence.parts import (
     entering,
     problem_of,
     silent,
+    single_precision,
 )
 from rewriter.equivalence.records import (
     Audit,
@@ -68,7 +69,7 @@ def audit(
 
 
 def _audited(before: Model, after: Model, options: AuditOptions, rerun: Rerun | None, tell: Progress) -> Audit:
-    require_provider(options.runtime.provider)
+    require_provider(options.runtime)
     bindings = find_bindings(before, options.input_shapes, _BATCHES, vary_given=True)  # refuses shapes that do not fit
     strict = replace(options, runtime=options.runtime.for_audit())
     structure, notes = compare_structure(before, after)
@@ -77,7 +78,8 @@ def _audited(before: Model, after: Model, options: AuditOptions, rerun: Rerun | 
         return _short(before, after, strict, structure, notes, same)
     pair = _Pair(before, after, tuple(bindings), structure, tuple(notes))
     full = _climb(pair, strict, rerun, tell)
-    if not options.runtime.tf32 or full.verdict not in ("equivalent", "approximate"):
+    single = options.runtime.tf32 and (single_precision(before) or single_precision(after))
+    if not single or full.verdict not in ("equivalent", "approximate"):
         return full
     return deployed_too(full, _climb(pair, replace(options, runtime=options.runtime.plain()), rerun, tell))
 

@@ -7,9 +7,10 @@ record of the convolution and of the input channels it reads.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -17,9 +18,9 @@ import onnx
 from rewriter.constants import Array, attributes, constant
 from rewriter.contrib import conv_of
 from rewriter.equivalence import forms
-from rewriter.equivalence.forms import NOTHING, Form, Impossible, Integers, Unsupported
+from rewriter.equivalence.convs import ConvUse, Family, conv_use, geometry_of, offset_of
+from rewriter.equivalence.forms import Form, Impossible, Unsupported
 from rewriter.equivalence.fused import ending, is_conv, is_default, is_fused_conv, residual
-from rewriter.equivalence.geometry import pads_begin
 from rewriter.equivalence.precision import significand_bits
 from rewriter.equivalence.reference import require_zero_padding, run_reference
 from rewriter.equivalence.regions import Side
@@ -37,45 +38,20 @@ LINEAR = MOVES | SUMS | {"Conv", "Dropout", "Cast", "Shape", "Size", "Constant"}
 """Operators that can be linear in their run-time operand; whether a node is depends on its other operands."""
 
 
-@dataclass(frozen=True, eq=False)
-class Family:
-    """Convolutions of one output grid `[N, *S]`; symbol of element (n, m, p) is `first + (n·P + p)·channels + m`."""
-
-    grid: Shape
-    first: int
-    channels: int
-
-    def __contains__(self, symbol: int) -> bool:
-        return self.first <= symbol < self.first + math.prod(self.grid) * self.channels
-
-
-@dataclass(frozen=True, eq=False)
-class ConvUse:
-    """One convolution: weight `[M, C/G, *K]`, its geometry with padding resolved, and what its input channels are."""
-
-    output: str
-    weight_name: str
-    weight: Array
-    group: int
-    strides: Shape
-    dilations: Shape
-    pads: Shape
-    """Begin padding per spatial axis, relative to the entering tensor's grid."""
-    sources: Integers
-    """`[C]`: symbol of each input channel at batch 0, position 0; NOTHING for a channel of zeros."""
-    grid: Integers
-    """`[N, *S]`: how far the symbol of (n, p) is from that of (0, 0), the same for all channels."""
-    family: Family
-    first: int
-    """Its first channel within the family."""
-
-
 class Evaluation:
     """One side of a region under one binding: the value of any tensor in it, on demand."""
 
-    def __init__(self, side: Side, nodes: Sequence[int], entering: Mapping[str, int], wide: int) -> None:
-        """`entering` gives the first symbol of each entering tensor, `wide` the first free symbol behind them all."""
+    def __init__(
+        self, side: Side, nodes: Sequence[int], entering: Mapping[str, int], wide: int, products: int = 0
+    ) -> None:
+        """`entering` gives the first symbol of each entering tensor, `wide` the first free symbol behind them all.
+
+        With `products`, the symbols below it have products among them, numbered from `products` on.
+        """
         self.side = side
+        self.products = products
+        self.blocks = sorted([*entering.values(), *([products] if products else [])])
+        """The first symbols of the tensors that enter, and of those that stand for ones."""
         self.nodes = nodes
         self.entering = entering
         self.convs: list[ConvUse] = []
@@ -86,11 +62,27 @@ class Evaluation:
         self._sums: dict[str, Form] = {}
         self.dtype: np.dtype[np.signedinteger] = np.dtype(np.int32 if self._allocate(wide) < 2**31 else np.int64)
         self._values: dict[str, Value] = {}
-        for index in nodes:  # in graph order, so that no recursion runs deep
-            # The first output brings the others along; one that is not covered (a mask) matters only where it is read.
-            name = next((name for name in side.model.nodes[index].output if name), "")
-            if name and side.bound.value(name) is None and ending(side, side.model.nodes[index]) is None:
-                self.value(name)
+        self._done = 0
+
+    def advance(self, stop: int | None = None) -> None:
+        """Evaluate all nodes before `stop`, in graph order, so that no recursion runs deep.
+
+        What is not covered is passed over: it matters only where it is read.  Raises Impossible.
+        """
+        side = self.side
+        while self._done < len(self.nodes) and (stop is None or self.nodes[self._done] < stop):
+            node = side.model.nodes[self.nodes[self._done]]
+            self._done += 1
+            # The first output brings the others along.
+            name = next((name for name in node.output if name), "")
+            if name and side.bound.value(name) is None and (name in self._values or ending(side, node) is None):
+                with contextlib.suppress(Unsupported):
+                    self.value(name)
+
+    def give(self, name: str, form: Form) -> None:
+        """Let a tensor that is computed nonlinearly stand for symbols of its own."""
+        self._values[name] = form
+        self.blocks = sorted([*self.blocks, int(form.index.min())])
 
     def _allocate(self, wide: int) -> int:
         """Number the outputs of all convolutions; returns the first number not in use."""
@@ -285,8 +277,10 @@ def _negate(run: Evaluation, _: onnx.NodeProto, operands: Sequence[Value | None]
     return forms.negate(run._part(operands[0]))
 
 
-def _multiply(_: Evaluation, node: onnx.NodeProto, operands: Sequence[Value | None]) -> Form:
+def _multiply(run: Evaluation, node: onnx.NodeProto, operands: Sequence[Value | None]) -> Form:
     a, b = operands
+    if isinstance(a, Form) and isinstance(b, Form) and node.op_type == "Mul":
+        return forms.product(a, b, run.products)
     if isinstance(a, Form) and isinstance(b, np.ndarray):
         return forms.scale(a, b.astype(np.float64) if node.op_type == "Mul" else 1 / b.astype(np.float64))
     if isinstance(b, Form) and isinstance(a, np.ndarray) and node.op_type == "Mul":
@@ -315,66 +309,22 @@ def _conv(run: Evaluation, node: onnx.NodeProto, operands: Sequence[Value | None
     if not isinstance(data, Form) or not isinstance(weight, np.ndarray) or isinstance(bias, Form):
         raise Unsupported(f"the weight or bias of Conv '{node.output[0]}' is not constant")
     family, first = run._members[node.output[0]]
-    conv = _conv_use(run, node, data, weight, family, first)
-    run.convs.append(conv)
+    geometry = geometry_of(node, data, weight)
+    run.convs.append(conv_use(node, data, weight, geometry, family, first, run.convs))
     channels = np.arange(first, first + weight.shape[0], dtype=run.dtype)
     positions = np.arange(math.prod(family.grid), dtype=run.dtype).reshape(family.grid[0], 1, *family.grid[1:])
     column = (1, -1, *[1] * (len(family.grid) - 1))
-    index = family.first + positions * family.channels + channels.reshape(column)
+    made = Form((family.first + positions * family.channels + channels.reshape(column))[..., None])
+    shifted = offset_of(data, weight, geometry, made.shape)
+    return made if bias is None and shifted is None else _with_bias(made, shifted, bias, column)
+
+
+def _with_bias(made: Form, shifted: Form | None, bias: Array | None, column: Shape) -> Form:
     if bias is None:
-        return Form(index[..., None])
-    offset = np.broadcast_to(np.asarray(bias, np.float64).reshape(column), index.shape)
-    return Form(index[..., None], None, offset, np.abs(offset), 1)
-
-
-def _conv_use(run: Evaluation, node: onnx.NodeProto, data: Form, weight: Array, family: Family, first: int) -> ConvUse:
-    where = f"Conv '{node.output[0]}'"
-    if not data.pure or data.index.max(initial=NOTHING) >= min(f.first for f in run.families.values()):
-        raise Unsupported(f"the input of {where} is computed, not selected, from what enters the region")
-    index, cropped = _crop_border(data.index[..., 0], where)  # [N, C, *S]
-    by_channel = index.swapaxes(0, 1).reshape(index.shape[1], -1) >= 0
-    live = np.asarray(by_channel.all(axis=1))
-    sources = np.where(live, index[0].reshape(index.shape[1], -1)[:, 0], NOTHING)
-    if not live.any() or (by_channel.any(axis=1) & ~live).any():
-        raise Unsupported(f"the input of {where} is partly padding")
-    grid = index[:, int(np.argmax(live))] - int(sources[np.argmax(live)])
-    column = (1, -1, *[1] * (index.ndim - 2))
-    if not np.array_equal(index[:, live], grid[:, None] + sources[live].reshape(column)):
-        raise Unsupported(f"the channels of the input of {where} are not whole channels of what enters the region")
-    found = attributes(node)
-    spatial = len(data.shape) - 2
-    ones = (1,) * spatial
-    strides, dilations = (_axes(found.get(name), ones) for name in ("strides", "dilations"))
-    pads = pads_begin(found, data.shape[2:], weight.shape[2:], strides, dilations)
-    group = found.get("group", 1)
-    assert isinstance(group, int)
-    if weight.shape[1] * group != data.shape[1] or weight.shape[0] % group:
-        raise Impossible(f"{where} has weights {list(weight.shape)} and {group} groups for {data.shape[1]} channels")
-    relative = tuple(pad + crop for pad, crop in zip(pads, cropped, strict=True))
-    return ConvUse(
-        node.output[0], node.input[1], weight, group, strides, dilations, relative, sources, grid, family, first
-    )
-
-
-def _crop_border(index: Integers, where: str) -> tuple[Integers, Shape]:
-    """Take away spatial borders of padding; returns what is inside and how much stood before it on each axis."""
-    spatial = index.ndim - 2
-    real = index >= 0
-    if real.all():
-        return index, (0,) * spatial
-    box: list[slice] = [slice(None), slice(None)]
-    before: list[int] = []
-    for axis in range(2, index.ndim):
-        used = np.flatnonzero(real.any(axis=tuple(a for a in range(index.ndim) if a != axis)))
-        if not used.size:
-            raise Unsupported(f"the input of {where} is all padding")
-        box.append(slice(int(used[0]), int(used[-1]) + 1))
-        before.append(int(used[0]))
-    return index[tuple(box)], tuple(before)
-
-
-def _axes(value: object, default: Shape) -> Shape:
-    return tuple(int(entry) for entry in value) if isinstance(value, Sequence) and value else default
+        return made if shifted is None else replace(shifted, index=made.index)
+    offset = np.broadcast_to(np.asarray(bias, np.float64).reshape(column), made.shape)
+    plain = Form(made.index, None, offset, np.abs(offset), 1)
+    return plain if shifted is None else replace(forms.add(plain, shifted), index=made.index)
 
 
 _HANDLERS: Mapping[str, Callable[[Evaluation, onnx.NodeProto, Sequence[Value | None]], Form]] = {

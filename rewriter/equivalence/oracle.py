@@ -5,7 +5,7 @@ The same evaluation on absolute values gives S = Σ|w||x| + |b|, the scale of ev
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from itertools import product
 from typing import Any
 
@@ -73,16 +73,15 @@ class Oracle:
         return np.abs(wide) if self.absolute else wide
 
 
-def oracle_of(model: onnx.ModelProto) -> Callable[[Mapping[str, Array]], dict[str, _Floats]]:
-    """A whole small model, with its own weights, as a function of its feeds that raises OracleFailed."""
+def cut_of(model: onnx.ModelProto) -> Cut:
+    """A whole small model as a cut, with its own weights."""
     values = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     floats = {n: v for n, v in values.items() if significand_bits(onnx.helper.np_dtype_to_tensor_dtype(v.dtype))}
     bare = onnx.ModelProto()
     bare.CopyFrom(model)
     del bare.graph.initializer[:]
     fixed = {name: value for name, value in values.items() if name not in floats}
-    oracle = Oracle(Cut("", bare, floats, fixed, frozenset(node.op_type for node in bare.graph.node)))
-    return lambda feeds: oracle(feeds, floats)
+    return Cut("", bare, floats, fixed, frozenset(node.op_type for node in bare.graph.node))
 
 
 class Conv(OpRun):

@@ -73,3 +73,17 @@ def deployed_too(full: Audit, deployed: Audit) -> Audit:
     reason = full.reason if verdict == full.verdict else f"In TF32, as deployed: {deployed.reason}"
     grade = full.grade if verdict == "equivalent" else None
     return full.model_copy(update={"verdict": verdict, "grade": grade, "reason": reason, "deployed": deployed})
+
+
+def single_precision(model: Model) -> bool:
+    """Whether the model may compute in float32, so that TF32 could make a difference.
+
+    Looked for in its constants, inputs, casts and functions.
+    """
+    if any(
+        node.op_type in ("Cast", "CastLike", "Constant", "ConstantOfShape", "DequantizeLinear") for node in model.nodes
+    ):
+        return True
+    kinds = {tensor.data_type for tensor in model.headers.values()}
+    kinds |= {value.type.tensor_type.elem_type for value in model.skeleton.graph.input}
+    return onnx.TensorProto.FLOAT in kinds or bool(model.skeleton.functions)

@@ -6,7 +6,8 @@ With S = Σ|w||x| + |b|, evaluated through the whole chain, a computed output di
 
 for n roundings in an accumulator of unit roundoff a, r roundings to the stored type of unit u, and c convolutions one
 after another whose two operands are rounded by t before they are multiplied: every term of the sum is multiplied by
-that many factors (1 + δ) (Higham, Accuracy and Stability of Numerical Algorithms, sections 3.1 and 3.5).
+that many factors (1 + δ) (Higham, Accuracy and Stability of Numerical Algorithms, sections 3.1 and 3.5).  r and c are
+those that one term goes through: of what runs side by side only the longest counts.
 
 16-bit types are stored in 16 bits but summed in float32, on the CPU (where ONNX Runtime casts) as by cuDNN, which is
 told to.  TF32 keeps 11 bits of each float32 operand (NVIDIA, "Accelerating AI training with NVIDIA TF32 tensor cores").
@@ -14,15 +15,18 @@ told to.  TF32 keeps 11 bits of each float32 operand (NVIDIA, "Accelerating AI t
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 import onnx
 
+from rewriter.constants import Array, attributes
 from rewriter.equivalence.cut import Cut
+from rewriter.equivalence.fused import is_conv
 from rewriter.equivalence.kernels import gamma
+from rewriter.equivalence.linear import MOVES
 from rewriter.equivalence.precision import significand_bits, unit_roundoff
 from rewriter.session import Runtime
 
@@ -31,7 +35,14 @@ TF32_BITS: Final = 11
 _SINGLE: Final = 2.0**-24
 _CONSTANTS: Final = 4
 """Roundings to the stored type behind a combined constant: a scale, a shift, their product, the weight itself."""
-_MULTIPLIES: Final = frozenset({"Conv", "FusedConv", "ConvTranspose", "MatMul", "Gemm"})
+_PRODUCTS: Final = frozenset({"MatMul", "Gemm"})
+_MULTIPLIES: Final = _PRODUCTS | {"Conv", "FusedConv", "ConvTranspose"}
+_SCALES: Final = frozenset({"Mul", "Div", "BatchNormalization"})
+_ROUNDINGS: Final[Mapping[str, int]] = dict.fromkeys(MOVES | {"Relu", "Max", "Min", "MaxPool", "Neg"}, 0) | {
+    "FusedConv": 2,
+    "BatchNormalization": 4,
+}
+"""Roundings to the stored type in one operator, where that is not one."""
 
 
 @dataclass(frozen=True)
@@ -47,11 +58,11 @@ class Rounding:
         """The coarsest of them."""
         return max(self.stored, self.accumulated, self.operand)
 
-    def bound(self, sums: float, nodes: int, convs: int) -> float:
-        """The largest error as a fraction of S; see the module."""
+    def bound(self, sums: float, roundings: int, convs: int) -> float:
+        """The largest error as a fraction of S, infinity where there is none; see the module."""
         total = 1 + float(gamma(sums, self.accumulated))
         if self.stored > self.accumulated:
-            total *= 1 + float(gamma(nodes + _CONSTANTS, self.stored))
+            total *= 1 + float(gamma(roundings + _CONSTANTS, self.stored))
         return float(total * (1 + self.operand) ** (2 * convs) - 1)
 
 
@@ -71,9 +82,49 @@ def coarsest(found: Iterable[Rounding]) -> Rounding:
     return Rounding(*(max(getattr(one, name) for one in every) for name in ("stored", "accumulated", "operand")))
 
 
+def bound_in(cut: Cut, rounding: Rounding, sums: float) -> float:
+    """The bound for a cut in which one output element sums `sums` products, as a fraction of S."""
+    return rounding.bound(sums, roundings_in(cut), convs_in(cut))
+
+
 def convs_in(cut: Cut) -> int:
-    """Operators that multiply activations by weights: at most so many lie behind one output."""
-    return sum(node.op_type in _MULTIPLIES for node in cut.proto.graph.node)
+    """The most operators that multiply activations by weights, one after another."""
+    return _longest(cut, dict.fromkeys(_MULTIPLIES, 1), 0)
+
+
+def roundings_in(cut: Cut) -> int:
+    """The most roundings to the stored type that one term of a sum goes through; those in accumulators left out."""
+    return _longest(cut, _ROUNDINGS, 1)
+
+
+def _longest(cut: Cut, costs: Mapping[str, int], other: int) -> int:
+    """The largest sum of the nodes' costs behind one term: both factors bring theirs along, of summands one does."""
+    found: dict[str, int] = {}
+    for node in cut.proto.graph.node:
+        operands = [found.get(name, 0) for name in node.input]
+        first = sum(operands) if node.op_type in _SCALES else sum(operands[:2])
+        factors = node.op_type in _MULTIPLIES | _SCALES
+        behind = max(first if factors else 0, *operands, 0)
+        found |= dict.fromkeys(node.output, behind + costs.get(node.op_type, other))
+    return max((found.get(value.name, 0) for value in cut.proto.graph.output), default=0)
+
+
+def estimate(cut: Cut) -> int:
+    """An upper estimate of the roundings behind one output element, from the operators alone."""
+    total = 8
+    for node in cut.proto.graph.node:
+        weight = cut.weights.get(node.input[1]) if len(node.input) > 1 else None
+        total += 2 if weight is None else _summed(node, weight) + 2
+        if node.op_type in ("ReduceSum", "ReduceMean"):
+            total += 64 if not attributes(node).get("axes") else 256
+    return total
+
+
+def _summed(node: onnx.NodeProto, weight: Array) -> int:
+    """Products behind one element: of `[M, C/G, *K]`, or of a matrix `[.., K, N]`, transposed or not."""
+    if is_conv(node):
+        return int(np.prod(weight.shape[1:]))
+    return max(weight.shape[-2:], default=1) if node.op_type in _PRODUCTS else 0
 
 
 def operand_limit(bits: int, runtime: Runtime) -> int:

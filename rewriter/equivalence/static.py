@@ -15,10 +15,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 import onnx
 
+from rewriter.equivalence.alignment import Aligned, align
+from rewriter.equivalence.convs import ConvUse, Family
 from rewriter.equivalence.endings import beneath, require_same, shows
 from rewriter.equivalence.forms import NOTHING, Floats, Form, Impossible, Integers, Unsupported
 from rewriter.equivalence.kernels import Mixing, Refuted, Tally, compare_kernels, deviation, gamma, within
-from rewriter.equivalence.linear import ConvUse, Evaluation, Family
+from rewriter.equivalence.linear import Evaluation
+from rewriter.equivalence.matching import inner_elements, pair
 from rewriter.equivalence.operators import Operators
 from rewriter.equivalence.precision import unit_roundoff
 from rewriter.equivalence.records import Grade, LevelResult, failed, not_applicable, passed
@@ -85,18 +88,33 @@ class _Offsets:
     worst: float = 0.0
     terms: int = 0
 
+    def add(self, other: _Offsets) -> None:
+        self.combined |= other.combined
+        self.rounded |= other.rounded
+        self.worst = max(self.worst, other.worst)
+        self.terms = max(self.terms, other.terms)
+
 
 def _compare_binding(
     region: Region, before: Side, after: Side, tally: Tally, offsets: _Offsets, known: dict[bytes, Tally]
 ) -> None:
     entering, wide = _entering(region, before, after)
+    count = wide + inner_elements(before, region.before)
+    multiplied = any(_multiplies(side, nodes) for side, nodes in ((before, region.before), (after, region.after)))
+    products, first = (count, count + count * count) if multiplied else (0, count)
+    old = Evaluation(before, region.before, entering, first, products)
+    new = Evaluation(after, region.after, entering, first, products)
     try:
-        old = Evaluation(before, region.before, entering, wide)
+        pair(old, new, wide, functools.partial(_same, old, new, tally, offsets, known))
+    except Impossible as reason:
+        raise Unsupported(f"a part of the region cannot be evaluated ({reason})") from reason
+    try:
+        old.advance()
         values = {name: beneath(old, name) for name in region.outputs}
     except Impossible as reason:
         raise Unsupported(f"the original cannot be evaluated ({reason})") from reason
     try:
-        new = Evaluation(after, region.after, entering, wide)
+        new.advance()
         others = {name: beneath(new, name) for name in region.outputs}
     except Impossible as reason:
         raise Refuted(f"With the inputs' shapes {_shapes(before)} the rewritten model fails: {reason}.") from reason
@@ -118,9 +136,43 @@ def _compare_binding(
         try:
             _compare_forms(name, (old, old.as_form(a)), (new, new.as_form(b)), unit, tally, offsets, known)
         except Refuted as reason:
+            if count > wide:  # behind a nonlinear operator not everything occurs
+                raise Unsupported(f"beyond its nonlinear operators the region differs ({reason})") from reason
             if not ends or shows(ends, old, new):
                 raise
             raise Unsupported(f"a channel of '{name}' is constant beneath its activation ({reason})") from reason
+
+
+def _multiplies(side: Side, nodes: Sequence[int]) -> bool:
+    """Whether two tensors known only at run time are multiplied."""
+    found = (side.model.nodes[index] for index in nodes if side.model.nodes[index].op_type == "Mul")
+    return any(all(not side.constant(name) and side.bound.value(name) is None for name in node.input) for node in found)
+
+
+def _same(
+    old: Evaluation,
+    new: Evaluation,
+    tally: Tally,
+    offsets: _Offsets,
+    known: dict[bytes, Tally],
+    name: str,
+    a: Form,
+    b: Form,
+) -> bool:
+    """Whether two forms of a tensor inside the region are the same; takes what was met into account only if so."""
+    kinds = [side.bound.types.get(name) for side in (old.side, new.side)]
+    codes = [kind.tensor_type.elem_type for kind in kinds if kind is not None]
+    unit = unit_roundoff(codes[0] if codes else onnx.TensorProto.FLOAT)
+    trial, shifts = Tally(), _Offsets()
+    met = dict(known)
+    try:
+        _compare_forms(name, (old, a), (new, b), unit, trial, shifts, met)
+    except (Refuted, Unsupported):
+        return False
+    known |= met
+    tally.add(trial)
+    offsets.add(shifts)
+    return True
 
 
 def _entering(region: Region, before: Side, after: Side) -> tuple[dict[str, int], int]:
@@ -166,17 +218,17 @@ def _compare_forms(
     if rows is None:
         raise Unsupported(f"'{name}' has more channels at some positions than at others")
     positions = a.position[rows[:, 0]]
-    _require_same_grid(name, a.convs, b.convs)
     _require_same_positions(name, b.position[rows])
-    shifts = _shifts(a, b, positions, b.position[rows[:, 0]])
+    aligned = align((a.convs, positions), (b.convs, b.position[rows[:, 0]]), a.run.blocks)
+    shifts = _shifts(*aligned)
     mixings: list[Mixing] = []
-    for reading, shift in zip((a, b), shifts, strict=True):
+    for reading, side, shift in zip((a, b), aligned, shifts, strict=True):
         channel, coef, uniform = reading.classes(rows)
         if not uniform and reading is a:
             raise Unsupported(f"'{name}' is not computed the same way at every position")
         if not uniform:
             raise Refuted(f"'{name}' reads other channels at some positions or batches than at the first.")
-        mixings.append(Mixing(channel, coef, reading.convs, shift))
+        mixings.append(Mixing(channel, coef, side.convs, shift))
     key = b"|".join(_signature(mixing) for mixing in mixings)
     if key not in known:
         known[key] = compare_kernels(mixings[0], mixings[1], unit)
@@ -203,8 +255,13 @@ class _Reading:
 
     @property
     def convs(self) -> tuple[ConvUse, ...]:
-        """The convolutions it may read."""
-        return tuple(conv for conv in self.run.convs if conv.family is self.family)
+        """The convolutions it reads."""
+        read = np.unique(self.channel)
+        return tuple(
+            conv
+            for conv in self.run.convs
+            if conv.family is self.family and ((read >= conv.first) & (read < conv.first + len(conv.weight))).any()
+        )
 
     @classmethod
     def of(cls, name: str, run: Evaluation, form: Form) -> _Reading:
@@ -247,40 +304,24 @@ def _require_same_positions(name: str, position: Integers) -> None:
         raise Refuted(f"Elements of '{name}' that shared a position before the rewrite do not afterwards.")
 
 
-def _shifts(
-    a: _Reading, b: _Reading, old: Integers, new: Integers
-) -> tuple[tuple[tuple[int, ...], ...], tuple[tuple[int, ...], ...]]:
+def _shifts(old: Aligned, new: Aligned) -> tuple[tuple[tuple[int, ...], ...], tuple[tuple[int, ...], ...]]:
     """Where each convolution's kernel begins, relative to the first old one's; raises Refuted where that varies."""
-    assert a.family is not None and b.family is not None
-    reference: Integers | None = None
-    batches: Integers | None = None
     found: list[tuple[tuple[int, ...], ...]] = []
-    for reading, position in ((a, old), (b, new)):
-        family = reading.family
-        assert family is not None
-        coordinates = np.stack(np.unravel_index(position, family.grid), axis=1)
-        batches = coordinates[:, 0] if batches is None else batches
-        if not np.array_equal(batches, coordinates[:, 0]):
-            raise Refuted("The batch entries are in another order after the rewrite.")
+    bases = dict(zip(old.origins, old.bases, strict=True))
+    for side in (old, new):
         shifts = []
-        for conv in reading.convs:
-            corner = coordinates[:, 1:] * np.asarray(conv.strides, np.int64) - np.asarray(conv.pads, np.int64)
-            reference = corner if reference is None else reference
-            if reference.shape != corner.shape:
-                raise Unsupported("the convolutions have different numbers of spatial axes")
-            shift = corner - reference
-            if (shift != shift[0]).any():
+        for conv, corner, base, origin in zip(side.convs, side.corners, side.bases, side.origins, strict=True):
+            if not np.array_equal(base, bases.get(origin, base)):
+                if side is old:
+                    raise Unsupported(f"the batch entries that '{conv.output}' reads are not those of its neighbours")
+                raise Refuted(f"'{conv.output}' reads other batch entries than before, or in another order.")
+            shift = corner - old.corners[0]
+            if (shift != shift[:1]).any():
                 has = f"strides {list(conv.strides)} and begin pads {list(conv.pads)}"
                 raise Refuted(f"The stride or the positions of a convolution differ: '{conv.output}' has {has}.")
             shifts.append(tuple(int(step) for step in shift[0]))
         found.append(tuple(shifts))
     return found[0], found[1]
-
-
-def _require_same_grid(name: str, old: Sequence[ConvUse], new: Sequence[ConvUse]) -> None:
-    convs = [*old, *new]
-    if any(not np.array_equal(conv.grid, convs[0].grid) for conv in convs[1:]):
-        raise Unsupported(f"the convolutions behind '{name}' read their inputs in different spatial orders")
 
 
 def _signature(mixing: Mixing) -> bytes:
@@ -326,34 +367,38 @@ def _sorted_direct(name: str, reading: _Reading) -> tuple[Integers, Floats]:
 
 
 def _compare_offsets(name: str, a: Form, b: Form, rows: Integers, unit: float, tally: _Offsets) -> None:
-    """Offsets (biases) of the elements `rows`: `[Q, J]` must be constant over Q; `[E]` is compared as it is."""
+    """Offsets (biases) of the elements `rows`, `[E]`, or `[Q, J]` of J channels: one each where constant over Q."""
     tally.terms = max(tally.terms, a.offset_terms, b.offset_terms)
     if a.offset is None and b.offset is None:
         return
-    old, new = _offsets(name, a, rows, Unsupported), _offsets(name, b, rows, Refuted)
+    steady = rows.ndim == 2 and all(_is_steady(form, rows) for form in (a, b))
+    rows = rows[0] if steady else rows.reshape(-1)
+    old, new = _offsets(a, rows), _offsets(b, rows)
+
+    def describe(at: int) -> str:
+        return f"the bias of {f'output channel {at}' if steady else f'element {rows[at]}'} of '{name}'"
+
     if a.offset_terms <= 1 and b.offset_terms <= 1:
         wrong = (old[0].view(np.int64) != new[0].view(np.int64)) & ((old[0] != 0) | (new[0] != 0))
         if wrong.any():
             at = int(np.argmax(wrong))
-            raise Refuted(f"The bias of output channel {at} of '{name}' was {old[0][at]:.9g} and is {new[0][at]:.9g}.")
+            raise Refuted(f"T{describe(at)[1:]} was {old[0][at]:.9g} and is {new[0][at]:.9g}.")
         return
     tally.combined = True
     error = deviation(old[0], new[0])
     bound = gamma(8.0 + a.offset_terms + b.offset_terms, unit) * np.maximum(old[1], new[1])
-    tally.worst = max(
-        tally.worst, within(error, bound, unit, lambda at: f"the bias of output channel {at} of '{name}'")
-    )
+    tally.worst = max(tally.worst, within(error, bound, unit, describe))
     tally.rounded = tally.rounded or bool((error > 0).any())
 
 
-def _offsets(name: str, form: Form, rows: Integers, problem: type[Exception]) -> tuple[Floats, Floats]:
-    size = rows.shape[-1]
+def _is_steady(form: Form, rows: Integers) -> bool:
+    """Whether each channel has one offset at all positions."""
+    return form.offset is None or same_rows(form.offset.reshape(-1)[:, None], rows)
+
+
+def _offsets(form: Form, rows: Integers) -> tuple[Floats, Floats]:
+    """Offsets and magnitudes of the elements `rows` `[E]`."""
     if form.offset is None:
-        return np.zeros(size), np.zeros(size)
+        return np.zeros(rows.size), np.zeros(rows.size)
     assert form.magnitude is not None
-    offset, magnitude = form.offset.reshape(-1), form.magnitude.reshape(-1)
-    if rows.ndim == 1:
-        return np.ascontiguousarray(offset[rows]), magnitude[rows]
-    if not same_rows(offset[:, None], rows):
-        raise problem(f"The bias of '{name}' depends on the position.")
-    return np.ascontiguousarray(offset[rows[0]]), magnitude[rows[0]]
+    return np.ascontiguousarray(form.offset.reshape(-1)[rows]), form.magnitude.reshape(-1)[rows]

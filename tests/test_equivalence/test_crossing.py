@@ -184,6 +184,29 @@ def test_where_the_error_grows_is_named(monkeypatch: pytest.MonkeyPatch) -> None
     assert "grows most at Sigmoid 'r'" in note
 
 
+def test_what_does_not_run_on_the_second_provider_is_not_verified(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_cuda(monkeypatch)
+    real = ort.InferenceSession
+
+    def full(source: Any, *rest: Any, **options: Any) -> Any:
+        if options["provider_options"][0]:
+            raise RuntimeError("CUDA failure 2: out of memory ; GPU=0 ; hostname=x")
+        return real(source, *rest, **options)
+
+    monkeypatch.setattr(ort, "InferenceSession", full)
+    found = crossed(net())
+    assert (found.verdict, found.regions) == ("not_verified", ())
+    assert "does not run on cuda" in found.reason
+    assert "out of memory" in found.reason
+
+
+def test_tf32_is_not_looked_for_in_other_types(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_cuda(monkeypatch)
+    assert crossed(half(net())).deployed is None
+    before = half(net())
+    assert audited(before, half(regrouped(net(), "t", 2)), runtime=CUDA).deployed is None
+
+
 # Two models
 
 

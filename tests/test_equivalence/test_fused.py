@@ -13,7 +13,7 @@ from onnx import helper
 from rewriter.equivalence.cut import Cut
 from rewriter.equivalence.forms import Unsupported
 from rewriter.equivalence.fused import Activation, expanded, inner_activation
-from rewriter.equivalence.numeric import estimate
+from rewriter.equivalence.rounding import estimate
 from rewriter.model import Model
 from rewriter.session import Runtime, open_session
 from rewriter.shapes import bind

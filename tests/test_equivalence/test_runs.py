@@ -114,9 +114,9 @@ def test_an_original_that_is_not_exact_itself_is_no_reference(monkeypatch: pytes
     assert "the original itself" in result.detail
 
 
-@pytest.mark.parametrize(("off", "outcome"), [(64.0, "fail"), (0.25, "pass")])
+@pytest.mark.parametrize(("off", "outcome"), [(64.0, "fail"), (0.25, "fail"), (2.0**-10, "pass")])
 def test_the_deployed_level_is_compared_too(monkeypatch: pytest.MonkeyPatch, off: float, outcome: str) -> None:
-    """A rewritten region that only the optimized runtime gets wrong; less than 1 is an inexact kernel, and is said."""
+    """A rewritten region that only the optimized runtime gets wrong; what rounding explains is said."""
     exact: Any = Runner.deployed
 
     def spoilt(self: Runner, *given: Any) -> list[dict[str, Any]]:
@@ -128,7 +128,7 @@ def test_the_deployed_level_is_compared_too(monkeypatch: pytest.MonkeyPatch, off
     result = compare_exactly(exchange(before, rw.regrouped(before, "t", 2)), moved=True)
     assert result.outcome == outcome
     assert "at level 'all'" in result.detail
-    assert outcome == "fail" or "not exact" in result.detail
+    assert outcome == "fail" or "kernels round" in result.detail
 
 
 def test_hashed_weights_depend_on_the_value_and_the_seed_only() -> None:

@@ -219,7 +219,7 @@ def reshaped_to_another_shape() -> Case:
     return behind_conv(helper.make_node("Reshape", ["c", "shape"], ["t"]), shape=[2, 8, 4, 9])
 
 
-@wrong("L3")
+@wrong("L1")
 def input_turned_in_space() -> Case:
     before = net(size=(6, 6))
     after = rw.clone(before)
