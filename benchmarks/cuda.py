@@ -123,8 +123,8 @@ def measure(plan: Plan, candidates: Sequence[Candidate], tell: Callable[[str], N
     Raises NotVerified where the provider cannot be used, and BadInput where the file cannot be written.
     """
     begin = time.perf_counter()
-    require_provider(plan.provider)
     runtime = Runtime(plan.provider)
+    require_provider(runtime)
     probe = exactness(runtime)
     spent = {"exactness": _since(begin)}
     report: dict[str, Any] = {
@@ -150,7 +150,7 @@ def measure(plan: Plan, candidates: Sequence[Candidate], tell: Callable[[str], N
         write(jobs)
         for number, job in enumerate(jobs):
             left = plan.seconds - (time.perf_counter() - begin)
-            _time(job, runtime, left / (len(jobs) - number))
+            _time(job, runtime, left * _load(job) / sum(map(_load, jobs[number:])))
             write(jobs)
             tell(_line(job))
     write(jobs, finished=True)
@@ -232,6 +232,15 @@ def _time(job: Job, runtime: Runtime, seconds: float) -> None:
     else:
         job.timings = dict(zip(_names(chosen), timings, strict=True))
     job.seconds = time.perf_counter() - begin
+
+
+def _load(job: Job) -> int:
+    """Models that timing the job loads, the original thrice among them: once to see how long it takes, and a control.
+
+    What is left of the time is shared in proportion, so that it does not go to models with nothing to time.
+    """
+    ready = sum(trial.status == "ready" for trial in job.trials[1:])
+    return ready + 3 if ready else 1
 
 
 def _names(trials: Sequence[Trial]) -> list[str]:

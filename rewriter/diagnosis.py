@@ -9,7 +9,7 @@ import ctypes
 import os
 import platform
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Final
@@ -19,7 +19,8 @@ import onnx
 import onnxruntime as ort
 from onnx import TensorProto, helper
 
-from rewriter import nvidia
+from rewriter import logs, nvidia
+from rewriter.errors import BadInput, NotVerified
 from rewriter.providers import PROVIDERS, Provider, available, preload
 
 _QUIET: Final = 4  # fatal only
@@ -28,8 +29,11 @@ _LONGEST_REASON: Final = 300
 _CPP_LOCATION: Final = re.compile(r"\S+\.(?:cc|cpp|h|cu):\d+ (?:[\w:~]+ (?=[A-Z])|.*?\) (?:const )?)?")
 # "… CUDA failure 2: out of memory ; GPU=0 ; hostname=… ; file=… ; line=… ; expr=…", from CUDA, CUDNN_FE, CUBLAS, …
 _NVIDIA_FAILURE: Final = re.compile(r"\b(CU[A-Z_]+ failure -?\w+: .*?) ; GPU=")
+_UNKNOWN_OPTION: Final = re.compile(r'Unknown provider option: "([^"]*)"')
+_REFUSED_VALUE: Final = re.compile(r'Failed to (?:find|parse) provider option "([^"]*)"')
 _MISSING: Final = re.compile(r"(\S+\.so[.\d]*): cannot open shared object file")
 _NOT_PRELOADED: Final = re.compile(r"Failed to load (\S+\.\w+):")
+_BEYOND: Final = re.compile(r"Invalid device ID: (-?\d+)\D.*?(\d+) \(exclusive\)")
 _CUDA_LIBRARY: Final = re.compile(r"(?:lib)?(?:cublas|cudart|cufft|curand|nvrtc|nvJitLink)")
 
 _REINSTALL: Final = "run `pip install --force-reinstall onnxruntime-gpu`"
@@ -37,27 +41,29 @@ _OLDEST_DRIVER: Final = {12: "525", 13: "580"}
 """The oldest driver that runs any CUDA version of a major number (NVIDIA's table for minor-version compatibility)."""
 
 
-def explain(provider: Provider) -> str:
+def explain(provider: Provider, device: int = 0) -> str:
     """What is wrong first, and how to put it right; that nothing is wrong, where a model ran.  It never raises."""
-    return problem(provider) or f"Nothing is wrong with the {provider} provider: a convolution was run on it."
+    return problem(provider, device) or f"Nothing is wrong with the {provider} provider: a convolution was run on it."
 
 
-def problem(provider: Provider) -> str | None:
-    """The first thing that keeps `provider` from running a convolution; None when one was seen to run.
+def problem(provider: Provider, device: int = 0) -> str | None:
+    """The first thing that keeps `provider` from running a convolution; None when one was seen to run there.
 
-    It never raises.
+    `device` is its device's number, where it has several.  It never raises.
     """
+    if provider not in PROVIDERS:
+        return f"There is no provider {provider!r}: choose one of {', '.join(PROVIDERS)}."
     try:
-        return _first_problem(provider)
+        return _first_problem(provider, device)
     except Exception as error:  # noqa: BLE001 - it is called while another error is reported, which must not get lost
         return f"Why the {provider} provider does not work could not be found out: {reason(error)}."
 
 
-def _first_problem(provider: Provider) -> str | None:
+def _first_problem(provider: Provider, device: int) -> str | None:
     record = PROVIDERS[provider]
     cuda = record.onnxruntime == "CUDAExecutionProvider"
     built = available(provider)
-    said = _trial(provider) if built else ""
+    said = _trial(provider, {"device_id": str(device)} if device else {}) if built else ""
     if said is None:
         return None
     if cuda and platform.system() == "Darwin":
@@ -107,6 +113,15 @@ def probe_feeds() -> dict[str, np.ndarray]:
     return {"x": np.ones((1, 1, 4, 4), np.float32)}
 
 
+def leave_nothing_to_the_cpu(options: ort.SessionOptions, name: str) -> None:
+    """Let a session on the provider that ONNX Runtime calls `name` be refused where it has not all kernels itself.
+
+    Otherwise ONNX Runtime silently runs on the CPU what the provider cannot.
+    """
+    if name != "CPUExecutionProvider":  # which may not be told to do without itself
+        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+
+
 def reason(error: BaseException) -> str:
     """ONNX Runtime's message on one line, without error code and C++ source location, shortened, no full stop."""
     text = " ".join(str(error).split()) or type(error).__name__
@@ -126,20 +141,48 @@ def _shortened(text: str) -> str:
     return sentences if stop else text[:_LONGEST_REASON].rpartition(" ")[0] + " …"
 
 
-def _trial(provider: Provider) -> str | None:
-    """None when a convolution ran; else what ONNX Runtime said, which is "" where it left the provider out."""
+def check_options(provider: Provider, options: Sequence[tuple[str, str]]) -> None:
+    """Raise BadInput for an option that ONNX Runtime refuses, NotVerified where no session opens with them otherwise.
+
+    Asked only where the provider runs without them.
+    """
+    said = _trial(provider, dict(options), run=False)
+    if said is None:
+        return
+    unknown = _UNKNOWN_OPTION.search(said)
+    if unknown:
+        raise BadInput(f"the {provider} provider of ONNX Runtime {ort.__version__} has no option '{unknown[1]}'.")
+    refused = _REFUSED_VALUE.search(said)
+    if refused:
+        value = dict(options).get(refused[1], "")
+        raise BadInput(f"ONNX Runtime does not take '{value}' for the option {refused[1]} of its {provider} provider.")
+    given = " ".join(f"{key}={value}" for key, value in options)
+    raise NotVerified(f"ONNX Runtime could not start its {provider} provider with {given}: {said or 'no reason given'}.")
+
+
+def _trial(provider: Provider, own: Mapping[str, str], *, run: bool = True) -> str | None:
+    """None when a convolution ran, or was loaded; else what ONNX Runtime said, "" where it left the provider out.
+
+    `own` are the provider's options.
+    """
     preload(provider)
     name = PROVIDERS[provider].onnxruntime
     options = ort.SessionOptions()
     options.log_severity_level = _QUIET
+    leave_nothing_to_the_cpu(options, name)
+    model = probe_model().SerializeToString()
     try:
-        model = probe_model().SerializeToString()
-        session = ort.InferenceSession(model, options, providers=[name], enable_fallback=0)
+        with logs.silenced(name):
+            session = ort.InferenceSession(
+                model, options, providers=[name], provider_options=[dict(own)], enable_fallback=0
+            )
         if name not in session.get_providers():
             return ""
-        session.run(None, probe_feeds())
+        if run:
+            session.run(None, probe_feeds())
     except Exception as error:  # noqa: BLE001 - ONNX Runtime's exceptions have no base class but Exception
-        return reason(error)
+        beyond = _BEYOND.search(str(error))
+        return beyond[0] if beyond else reason(error)
     return None
 
 
@@ -222,6 +265,12 @@ def _driver_problem(said: str) -> str | None:
 
 
 def _device_problem(said: str) -> str | None:
+    beyond = _BEYOND.search(said)
+    if beyond:
+        return (
+            f"There is no CUDA device {beyond[1]}: devices are numbered from 0, and CUDA sees {beyond[2]}; give the "
+            "provider option device_id a smaller number, or show more devices with CUDA_VISIBLE_DEVICES."
+        )
     if "no CUDA-capable device" not in said and "invalid device ordinal" not in said:
         return None
     known = ", ".join(device.name for device in nvidia.devices())

@@ -40,6 +40,8 @@ VERSION: Final = 1
 """Of the probe: to be raised whenever its cases change, so that what older ones stored is probed again."""
 _MOST_NAMED: Final = 3
 _UNKNOWN_GPU: Final = "unknown GPU"
+_LEFT_TO_THE_CPU: Final = "fallback to CPU EP has been explicitly disabled"
+"""What ONNX Runtime says where a provider lacks a kernel and the CPU may not stand in."""
 _CUBLAS: Final = ("libcublasLt.so.13", "libcublasLt.so.12", "cublasLt64_13.dll", "cublasLt64_12.dll")
 
 
@@ -171,8 +173,9 @@ def examine(asked: Exercise, runtime: Runtime, execute: Execute | None = None) -
     try:
         y = (execute or _execute)(asked.model, asked.feeds, _runtime(runtime, precision))
     except SessionFailed as error:
-        missing = isinstance(error.__cause__, onnxruntime_pybind11_state.NotImplemented)
-        reason = str(error).rstrip(".")
+        left_over = _LEFT_TO_THE_CPU in str(error)
+        missing = left_over or isinstance(error.__cause__, onnxruntime_pybind11_state.NotImplemented)
+        reason = "the provider has no kernel for it" if left_over else str(error).rstrip(".")
         return CaseResult(
             name=name, precision=precision, level=runtime.level, exact=None, reason=reason, missing=missing
         )
@@ -190,7 +193,8 @@ def examine(asked: Exercise, runtime: Runtime, execute: Execute | None = None) -
 
 
 def _execute(model: onnx.ModelProto, feeds: Mapping[str, NDArray[Any]], runtime: Runtime) -> NDArray[Any]:
-    return run(open_session(model, runtime), feeds)["y"]
+    # Of a sum that ONNX Runtime leaves to the CPU nothing is learned about the provider.
+    return run(open_session(model, runtime, cpu_fallback=False), feeds)["y"]
 
 
 def _compared(y: NDArray[Any], right: NDArray[Any]) -> tuple[int, float, str]:
@@ -233,7 +237,7 @@ def _asked(results: tuple[CaseResult, ...]) -> tuple[Question, ...]:
 
 
 def _setting(runtime: Runtime) -> Setting:
-    require_provider(runtime.provider)
+    require_provider(runtime)
     preload(runtime.provider)
     record = PROVIDERS[runtime.provider]
     on_gpu = record.device != "cpu"
@@ -260,9 +264,8 @@ def _gpu(runtime: Runtime) -> tuple[str, str | None, tuple[str, ...]]:
     names = [device.name for device in nvidia.devices()]
     device = names[0] if len(set(names)) == 1 else _UNKNOWN_GPU
     if len(set(names)) > 1:  # CUDA has an order of its own, in which some may be hidden
-        number = dict(runtime.provider_options).get("device_id", "0")
         visible = os.environ.get("CUDA_VISIBLE_DEVICES", "all")
-        device = f"device {number} of {', '.join(names)} ({visible} visible)"
+        device = f"device {runtime.device} of {', '.join(names)} ({visible} visible)"
     libraries = {"cuDNN": nvidia.cudnn(), "cuBLASLt": _cublas()}
     return device, nvidia.driver_version(), tuple(f"{name} {found}" for name, found in libraries.items() if found)
 

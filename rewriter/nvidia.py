@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import platform
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
@@ -119,7 +120,9 @@ def cudnn() -> str | None:
 def _session() -> Iterator[Any]:
     """NVML, initialised; None where it is missing or refuses."""
     try:
-        import pynvml
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the old package of this name warns that it is old
+            import pynvml
 
         pynvml.nvmlInit()
     except Exception:  # noqa: BLE001 - no package, no library, no driver, or a driver that does not fit: all mean None

@@ -10,6 +10,7 @@ import functools
 import io
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final, Literal
 
 import onnxruntime as ort
@@ -83,22 +84,29 @@ def preload(provider: Provider) -> str:
 def _preloaded() -> str:
     said = io.StringIO()
     with contextlib.redirect_stdout(said):  # it prints what it cannot load
-        for folder in (None, *_library_folders()):
+        for folder in _library_folders():
+            # A folder has one or the other; for what it has not, the system's copy would be loaded too, and first.
+            cudnn = folder is None or any(Path(folder).glob("libcudnn*"))
             try:
-                ort.preload_dlls(directory=folder)
+                ort.preload_dlls(cuda=folder is None or not cudnn, cudnn=cudnn, directory=folder)
             except Exception as error:  # noqa: BLE001 - never a reason to stop: opening a session shows what is missing
                 said.write(f"{error}\n")
     return " ".join(said.getvalue().split())
 
 
-def _library_folders() -> tuple[str, ...]:
-    """Folders with NVIDIA's libraries that are on Python's path, but not beside ONNX Runtime where it looks itself."""
+def _library_folders() -> tuple[str | None, ...]:
+    """Where to look for NVIDIA's libraries, in order; None is where ONNX Runtime looks by itself.
+
+    That is beside itself, and then where the operating system's loader looks.  Packages that lie elsewhere on Python's
+    path (ONNX Runtime in a folder of its own, they in another) come before it, or else the system's copy would be
+    loaded besides theirs.
+    """
     try:
         import nvidia
     except ImportError:
-        return ()
-    from pathlib import Path
-
+        return (None,)
     beside = Path(ort.__file__).resolve().parents[1] / "nvidia"
-    roots = [Path(root) for root in nvidia.__path__ if Path(root).resolve() != beside]
-    return tuple(str(folder) for root in roots for folder in sorted(root.glob("*/lib")) if folder.is_dir())
+    roots = [Path(root) for root in nvidia.__path__]
+    if any(root.resolve() == beside for root in roots):
+        return (None,)
+    return (*(str(folder) for root in roots for folder in sorted(root.glob("*/lib")) if folder.is_dir()), None)

@@ -18,7 +18,8 @@ import onnx
 import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 
-from rewriter.diagnosis import explain, problem
+from rewriter import logs
+from rewriter.diagnosis import check_options, explain, leave_nothing_to_the_cpu, problem
 from rewriter.diagnosis import reason as reason  # noqa: PLC0414 - others look for it here
 from rewriter.errors import BadInput, NotVerified
 from rewriter.providers import PROVIDERS, ExecutionProvider, Provider, available, merged, preload
@@ -63,6 +64,9 @@ class Runtime:
             raise BadInput(f"Unknown ONNX Runtime level {self.level!r}: choose one of {', '.join(get_args(Level))}.")
         if self.threads < 0:
             raise BadInput(f"The number of threads is {self.threads}: give 1 or more, or 0 for ONNX Runtime's default.")
+        device = dict(self.provider_options).get("device_id", "0")
+        if not (device.isascii() and device.isdecimal()):
+            raise BadInput(f"The provider option device_id is {device!r}: give the number of a device, from 0 on.")
 
     def at(self, level: Level) -> Runtime:
         """The same runtime at another optimization level."""
@@ -81,6 +85,11 @@ class Runtime:
         return self.with_options(enable_cuda_graph="0") if self.captures else self
 
     @property
+    def device(self) -> int:
+        """The number of the provider's device that models run on."""
+        return int(dict(self.provider_options).get("device_id", "0"))
+
+    @property
     def tf32(self) -> bool:
         """Whether float32 products are computed in TF32, whose significand has 11 bits."""
         return PROVIDERS[self.provider].reduces and self._has("use_tf32", "1")
@@ -94,21 +103,29 @@ class Runtime:
         return dict(self.provider_options).get(option, default) in ("1", "true", "True")  # as ONNX Runtime reads it
 
 
-def require_provider(provider: Provider) -> None:
-    """Do nothing where a model was seen to run on `provider`; otherwise raise NotVerified saying what to install.
+def require_provider(runtime: Runtime) -> None:
+    """Do nothing where a model was seen to run on the runtime's device; otherwise raise NotVerified saying what to do.
 
+    Raises BadInput for provider options that ONNX Runtime refuses.
     Asked before the work starts: a provider that does not start must not look like a model that does not run.
     """
-    if not available(provider):
-        raise NotVerified(explain(provider))
-    _require_running(PROVIDERS[provider])
+    if not available(runtime.provider):
+        raise NotVerified(explain(runtime.provider))
+    _require_running(PROVIDERS[runtime.provider], runtime.device)
+    if runtime.provider_options:
+        _require_options(PROVIDERS[runtime.provider], runtime.provider_options)
 
 
 @functools.cache  # what was raised is not kept
-def _require_running(provider: ExecutionProvider) -> None:
-    found = problem(provider.name)
+def _require_running(provider: ExecutionProvider, device: int) -> None:
+    found = problem(provider.name, device)
     if found is not None:
         raise NotVerified(f"ONNX Runtime could not start its {provider.name} provider. {found}")
+
+
+@functools.cache
+def _require_options(provider: ExecutionProvider, options: tuple[tuple[str, str], ...]) -> None:
+    check_options(provider.name, options)
 
 
 def open_session(
@@ -118,13 +135,15 @@ def open_session(
     external_folder: Path | None = None,
     spin: bool = False,
     optimized_to: Path | None = None,
+    cpu_fallback: bool = True,
 ) -> ort.InferenceSession:
     """Load `model` into ONNX Runtime, exactly as `runtime` says.
 
     A path is opened by ONNX Runtime itself, which looks for external data beside it; for bytes and protos
     `external_folder` is where it looks. `optimized_to` saves the graph as ONNX Runtime optimized it, weights in a data
     file beside it. With `spin`, idle worker threads wait actively during a run, as in ONNX Runtime's default, but stop
-    when the run ends, so that sessions do not disturb each other; without it they sleep.
+    when the run ends, so that sessions do not disturb each other; without it they sleep.  Operators that the provider
+    has no kernel for run on the CPU, as they do for users; without `cpu_fallback` such a model is refused.
     Raises NotVerified where the provider is missing, SessionFailed where the model cannot be loaded.
     """
     if not available(runtime.provider):
@@ -132,25 +151,28 @@ def open_session(
     preload(runtime.provider)
     wanted = PROVIDERS[runtime.provider].onnxruntime
     options = _options(runtime, external_folder, spin, optimized_to)
+    if not cpu_fallback:
+        leave_nothing_to_the_cpu(options, wanted)
     source = str(model) if isinstance(model, Path) else _serialised(model)
     try:
         # Without fallback: otherwise a provider that cannot start is replaced by the CPU's, with a print.
-        session = ort.InferenceSession(
-            source,
-            options,
-            providers=[wanted],
-            provider_options=[dict(runtime.provider_options)],
-            enable_fallback=0,
-        )
+        with logs.silenced(wanted):
+            session = ort.InferenceSession(
+                source,
+                options,
+                providers=[wanted],
+                provider_options=[dict(runtime.provider_options)],
+                enable_fallback=0,
+            )
     except Exception as error:  # ONNX Runtime's exceptions have no base class but Exception
         said = reason(error)
         # Then it may be the driver, or that there is no device, and not the model.
-        cause = problem(runtime.provider) if said.startswith("CUDA failure") else None
+        cause = problem(runtime.provider, runtime.device) if said.startswith("CUDA failure") else None
         raise SessionFailed(
             f"ONNX Runtime cannot load {_called(model)}: {said}." + (f" {cause}" if cause and said not in cause else "")
         ) from error
     if wanted not in session.get_providers():
-        why = explain(runtime.provider)
+        why = explain(runtime.provider, runtime.device)
         raise SessionFailed(f"ONNX Runtime could not start its {runtime.provider} provider. {why}")
     return session
 

@@ -15,6 +15,7 @@ import pytest
 from benchmarks import candidates, cuda, cuda_table, readme, trial, workers
 from benchmarks.candidates import ORIGINAL, Candidate, NotApplicable, Stage, make, smallest_factor, table
 from benchmarks.judge import judged
+from benchmarks.record import Job
 from benchmarks.trial import Trial, examine, prepare
 from models.resnext import ResNeXt, resnext_model
 from passes.regroup import Regroup
@@ -183,6 +184,19 @@ def test_what_does_not_fit_is_said(tiny: None, tmp_path: Path, monkeypatch: pyte
     assert found["regroup to 8"]["status"] == "measured"
     assert found["dense"]["status"] == "not measured"
     assert "of 2 candidates 1 fit" in found["dense"]["reason"]
+
+
+def test_the_time_goes_to_models_with_something_to_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def job(name: str, *statuses: trial.Status) -> Job:
+        tried = [Trial(Candidate(str(number)), status) for number, status in enumerate(statuses)]
+        return Job(trial.Subject(name, "float32", tmp_path), None, [Trial(ORIGINAL, "ready"), *tried])
+
+    jobs = [job("none", "failed", "does not apply"), job("two", "ready", "failed", "ready"), job("one", "ready")]
+    given: list[float] = []
+    monkeypatch.setattr(cuda, "_tried", lambda *_: jobs)
+    monkeypatch.setattr(cuda, "_time", lambda job, runtime, seconds: given.append(seconds))
+    cuda.measure(cuda.Plan("cpu", (), (), 1e6, tmp_path / "out.json"), [], lambda line: None)
+    assert given == pytest.approx([1e6 / 10, 1e6 * 5 / 9, 1e6], rel=1e-3)
 
 
 def test_options_are_tried_on_a_provider_that_has_them(

@@ -36,6 +36,7 @@ class Machine:
         self.providers = ["CUDAExecutionProvider", "CPUExecutionProvider"]
         self.missing: set[str] = set()
         self.driver = 13000
+        self.devices = 2
         self.failure = ""
         """What ONNX Runtime raises."""
         self.library = folder / "capi" / "libonnxruntime_providers_cuda.so"
@@ -57,8 +58,18 @@ class Machine:
         monkeypatch.setattr(diagnosis, "preload", lambda provider: "")
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
 
-    def session(self, model: bytes, options: Any, *, providers: list[str], enable_fallback: int) -> Any:
+    def session(
+        self, model: bytes, options: Any, *, providers: list[str], provider_options: list[Any], enable_fallback: int
+    ) -> Any:
         assert enable_fallback == 0
+        if providers == ["CUDAExecutionProvider"]:  # a convolution that the CPU ran would prove nothing
+            assert options.get_session_config_entry("session.disable_cpu_ep_fallback") == "1"
+        number = int(provider_options[0].get("device_id", "0"))
+        if number >= self.devices:
+            raise RuntimeError(
+                "/a/provider_options_utils.h:151 onnxruntime::Status Parse(const Options&) status.IsOK() was false. "
+                f"Invalid device ID: {number}, must be between 0 (inclusive) and {self.devices} (exclusive)."
+            )
         if self.failure:
             raise RuntimeError(self.failure)
         starts = self.missing.isdisjoint(NEEDED)
@@ -201,6 +212,16 @@ def test_hidden_devices_are_named(hidden: str, machine: Machine, monkeypatch: py
         f"CUDA sees no GPU (the driver lists NVIDIA H200), and the environment variable CUDA_VISIBLE_DEVICES is "
         f"{hidden!r}: unset it, or set it to a device that `nvidia-smi -L` lists."
     )
+
+
+def test_it_is_the_device_asked_for_that_is_tried(machine: Machine) -> None:
+    assert problem("cuda", 1) is None
+    assert explain("cuda", 1).startswith("Nothing is wrong")
+    expected = (
+        "There is no CUDA device 2: devices are numbered from 0, and CUDA sees 2; give the provider option device_id a "
+        "smaller number, or show more devices with CUDA_VISIBLE_DEVICES."
+    )
+    assert [problem("cuda", 2), explain("cuda", 2)] == [expected, expected]
 
 
 def test_there_is_no_cuda_on_macos(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,8 +20,8 @@ from rewriter import nvidia
 from rewriter.errors import NotVerified
 from rewriter.exactness import CaseResult, Exactness, exactness, probe, stored
 from rewriter.exactness_cases import CASES, Case, exercise
-from rewriter.providers import PROVIDERS, preload
-from rewriter.session import Runtime, SessionFailed
+from rewriter.providers import PROVIDERS
+from rewriter.session import Runtime, SessionFailed, open_session
 
 BY_NAME = {case.name: case for case in CASES}
 FEW = (BY_NAME["conv1d 5"], BY_NAME["matmul batched"])
@@ -200,6 +200,31 @@ def test_what_may_succeed_next_time_is_not_stored(few: None, monkeypatch: pytest
     assert stored(Runtime()) is None
 
 
+def test_a_case_that_is_left_to_the_cpu_tells_nothing_but_is_an_answer(
+    fake_cuda: None, few: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In ONNX Runtime's words; without its option the CPU's exactness would be taken for the GPU's."""
+    said = (
+        "This session contains graph nodes that are assigned to the default CPU EP, but fallback to CPU EP has been "
+        "explicitly disabled by the user."
+    )
+    asked = []
+
+    def opened(model: onnx.ModelProto, runtime: Runtime, *, cpu_fallback: bool) -> Any:
+        asked.append(cpu_fallback)
+        if model.graph.node[0].op_type == "MatMul":
+            raise SessionFailed(f"ONNX Runtime cannot load the model: {said}")
+        return open_session(model, runtime, cpu_fallback=cpu_fallback)
+
+    monkeypatch.setattr(module, "open_session", opened)
+    found = exactness(Runtime("cuda"))
+    assert not any(asked)
+    (missing, *others) = {case.name for case in found.cases if case.missing}
+    assert (missing, others) == ("matmul batched", [])
+    assert {case.reason for case in found.cases if case.missing} == {"the provider has no kernel for it"}
+    assert stored(Runtime("cuda")) == found
+
+
 def test_a_gpu_that_nobody_can_name_is_not_stored(fake_cuda: None, few: None, monkeypatch: pytest.MonkeyPatch) -> None:
     pretend_gpus(monkeypatch)
     assert exactness(Runtime("cuda")).device == "unknown GPU"
@@ -313,9 +338,6 @@ def test_cuda_gives_a_definite_answer_to_every_case() -> None:
 @pytest.mark.cuda
 @every_case
 def test_cuda_runs_the_case_itself_and_leaves_nothing_to_the_cpu(case: Case) -> None:
-    preload("cuda")
-    options = ort.SessionOptions()
-    options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     for precision in ("float32", "float16"):
-        model = exercise(case, precision).model.SerializeToString()
-        ort.InferenceSession(model, options, providers=["CUDAExecutionProvider"])
+        for runtime in (Runtime("cuda"), Runtime("cuda", level="disable")):
+            open_session(exercise(case, precision).model, runtime, cpu_fallback=False)

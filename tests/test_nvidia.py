@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -175,6 +176,17 @@ def test_libraries_are_asked_by_their_c_functions(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(ctypes, "CDLL", {nvidia.CUDNN_LIBRARY: SimpleNamespace(cudnnGetVersion=cudnn)}.__getitem__)
     assert nvidia.cudnn() == "9.28.1"
     assert vars(cudnn)["restype"] is ctypes.c_size_t  # an int would cut it
+
+
+def test_a_package_that_says_it_is_old_is_asked_all_the_same(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The package pynvml, which nvidia-ml-py replaces, warns when it is imported; here warnings are errors."""
+    text = "import warnings\nwarnings.warn('old', FutureWarning)\nNVMLError = OSError\n"
+    text += "nvmlInit = nvmlShutdown = lambda: None\nnvmlSystemGetDriverVersion = lambda: '580.65.06'\n"
+    (tmp_path / "pynvml.py").write_text(text)
+    monkeypatch.delitem(sys.modules, "pynvml")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert nvidia.driver_version() == "580.65.06"
+    monkeypatch.delitem(sys.modules, "pynvml")
 
 
 def test_this_machine_is_asked_without_an_error() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import ml_dtypes
@@ -182,9 +183,9 @@ def test_cpu_is_always_there_and_cuda_is_named_when_it_is_not(monkeypatch: pytes
     monkeypatch.setattr(ort, "get_available_providers", lambda: ["CPUExecutionProvider"])
     assert available("cpu")
     assert not available("cuda")
-    require_provider("cpu")
+    require_provider(Runtime())
     with pytest.raises(NotVerified, match=r"CUDA.*onnxruntime-gpu") as raised:
-        require_provider("cuda")
+        require_provider(Runtime("cuda"))
     assert raised.value.exit_code == 3
     monkeypatch.setattr(ort, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
     assert available("cuda")
@@ -196,18 +197,49 @@ def test_a_provider_is_required_to_run_a_model(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setitem(PROVIDERS, "cuda", stand_in)
     asked = []
 
-    def found(provider: Provider) -> str | None:
-        asked.append(provider)
+    def found(provider: Provider, device: int) -> str | None:
+        asked.append((provider, device))
         return "A library is missing: install it." if len(asked) < 3 else None
 
     monkeypatch.setattr(session_module, "problem", found)
     for _ in range(2):
         with pytest.raises(NotVerified, match=r"could not start its cuda provider\. A library is missing") as raised:
-            require_provider("cuda")
+            require_provider(Runtime("cuda"))
         assert raised.value.exit_code == 3
     for _ in range(2):
-        require_provider("cuda")
-    assert asked == ["cuda"] * 3  # once it worked, it is not tried again
+        require_provider(Runtime("cuda"))
+    assert asked == [("cuda", 0)] * 3  # once it worked, it is not tried again
+    require_provider(Runtime("cuda", provider_options=(("device_id", "1"),)))
+    assert asked[3:] == [("cuda", 1)]  # another device is another question
+
+
+@pytest.mark.parametrize("number", ["gpu", "-1", "", "1.0", "²"])
+def test_a_device_has_a_number(number: str) -> None:
+    assert Runtime("cuda", provider_options=(("device_id", "3"),)).device == 3
+    assert Runtime("cuda").device == 0
+    with pytest.raises(BadInput, match=f"device_id is {number!r}"):
+        Runtime("cuda").with_options(device_id=number)
+
+
+def test_without_cpu_fallback_only_the_cpu_itself_may_use_the_cpu(
+    conv: onnx.ModelProto, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[ort.SessionOptions] = []
+
+    def opened(_: Any, options: ort.SessionOptions, **others: Any) -> Any:
+        seen.append(options)
+        return SimpleNamespace(get_providers=lambda: others["providers"])
+
+    monkeypatch.setattr(ort, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
+    monkeypatch.setattr(session_module, "preload", lambda provider: "")
+    with monkeypatch.context() as patch:
+        patch.setattr(ort, "InferenceSession", opened)
+        open_session(conv, Runtime("cuda"), cpu_fallback=False)
+        open_session(conv, Runtime("cuda"))
+    assert seen[0].get_session_config_entry("session.disable_cpu_ep_fallback") == "1"
+    with pytest.raises(RuntimeError):  # there is no such entry
+        seen[1].get_session_config_entry("session.disable_cpu_ep_fallback")
+    assert open_session(conv, Runtime(), cpu_fallback=False).get_providers() == ["CPUExecutionProvider"]
 
 
 def test_a_missing_provider_stops_before_anything_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -257,7 +289,7 @@ def test_a_failure_of_cuda_is_explained_where_the_machine_is_at_fault(
 
     monkeypatch.setattr(ort, "get_available_providers", lambda: ["CUDAExecutionProvider"])
     monkeypatch.setattr(ort, "InferenceSession", fail)
-    monkeypatch.setattr(session_module, "problem", lambda provider: found)
+    monkeypatch.setattr(session_module, "problem", lambda provider, device: found)
     with pytest.raises(SessionFailed) as raised:
         open_session(conv, Runtime(provider="cuda"))
     text = str(raised.value)

@@ -21,11 +21,6 @@ _FALL: Final = 0.05  # of the clock, from which on a time changes visibly
 _STEADY: Final = frozenset({"idle", "clocks set by the user"})  # reasons for low clocks that disturb no measurement
 
 
-def device_number(runtime: Runtime) -> int:
-    """Which of the provider's devices the runtime runs on."""
-    return int(dict(runtime.provider_options).get("device_id", "0"))
-
-
 def read_clocks(runtime: Runtime) -> Clocks | None:
     """The clocks of an NVIDIA device, as its driver tells them; None on any other, or where it is unclear which."""
     index, _ = _device(runtime)
@@ -74,5 +69,5 @@ def _device(runtime: Runtime) -> tuple[int | None, str]:
     if PROVIDERS[runtime.provider].device != "cuda":
         return None, ""
     names = [device.name for device in nvidia.devices()]
-    index = driver_index(device_number(runtime), names, os.environ)
+    index = driver_index(runtime.device, names, os.environ)
     return index, "" if index is None else names[index]

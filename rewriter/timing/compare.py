@@ -12,7 +12,7 @@ import numpy as np
 from rewriter.errors import BadInput
 from rewriter.providers import PROVIDERS
 from rewriter.session import Runtime
-from rewriter.timing.clocks import ReadClocks, device_name, device_number, read_clocks
+from rewriter.timing.clocks import ReadClocks, device_name, read_clocks
 from rewriter.timing.digest import differing
 from rewriter.timing.records import Contender, Latency, Timing
 from rewriter.timing.rounds import Clock, Plan, Progress, Rounds, measure
@@ -125,7 +125,7 @@ def runtime_of(contender: Contender, runtime: Runtime) -> Runtime:
     if own is None:
         return runtime
     same = replace(own, provider_options=runtime.provider_options) == runtime
-    if not same or device_number(own) != device_number(runtime):
+    if not same or own.device != runtime.device:
         raise BadInput(
             f"{contender.name!r} has a runtime of its own on {_described(own)}, the measurement is on "
             f"{_described(runtime)}: only provider options may differ, and not the device."
@@ -134,7 +134,7 @@ def runtime_of(contender: Contender, runtime: Runtime) -> Runtime:
 
 
 def _described(runtime: Runtime) -> str:
-    return f"{runtime.provider} device {device_number(runtime)} with {runtime.threads} threads at level {runtime.level}"
+    return f"{runtime.provider} device {runtime.device} with {runtime.threads} threads at level {runtime.level}"
 
 
 def _replays(runtime: Runtime) -> bool:

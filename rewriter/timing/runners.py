@@ -12,7 +12,6 @@ import onnxruntime as ort
 from rewriter.providers import PROVIDERS
 from rewriter.session import Runtime, SessionFailed, open_session, prepare, run
 from rewriter.timing.bound import BoundRunner, cannot_capture, refuses_capture
-from rewriter.timing.clocks import device_number
 from rewriter.timing.records import Contender
 from rewriter.timing.tensors import Place
 
@@ -43,7 +42,7 @@ def open_runner(contender: Contender, runtime: Runtime, feeds: Mapping[str, np.n
         raise (cannot_capture(error) if refuses_capture(error) else error) from error
     if not provider.bound:
         return PlainRunner(session, feeds)
-    return BoundRunner(session, feeds, Place(provider.device, device_number(runtime)), captures=runtime.captures)
+    return BoundRunner(session, feeds, Place(provider.device, runtime.device), captures=runtime.captures)
 
 
 class NamedRunner:
