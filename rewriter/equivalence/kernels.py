@@ -103,6 +103,19 @@ def compare_kernels(before: Mixing, after: Mixing, unit: float) -> Tally:
     return tally
 
 
+def signatures(before: Mixing, after: Mixing) -> tuple[Floats, Floats]:
+    """A number for every output channel of either side, equal up to rounding where the kernels are: `[J]` each."""
+    coding = _Coding.of((before, after))
+    width = len(coding.sources) * len(coding.taps)
+    by = np.random.default_rng(0).standard_normal(width)
+    found = (np.zeros(before.channel.shape[0]), np.zeros(after.channel.shape[0]))
+    for start, stop in _chunks(before, after):
+        for mixing, total in zip((before, after), found, strict=True):
+            entries = coding.entries(mixing, start, stop)
+            np.add.at(total[start:stop], entries.keys // width, entries.values * by[entries.keys % width])
+    return found
+
+
 def _chunks(*mixings: Mixing) -> Iterator[tuple[int, int]]:
     rows = mixings[0].channel.shape[0]
     cost = max(max((conv.weight[0].size for conv in m.convs), default=1) * m.channel.shape[1] for m in mixings)

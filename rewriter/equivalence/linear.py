@@ -18,9 +18,9 @@ import onnx
 from rewriter.constants import Array, attributes, constant
 from rewriter.contrib import conv_of
 from rewriter.equivalence import forms
-from rewriter.equivalence.convs import ConvUse, Family, conv_use, geometry_of, offset_of
+from rewriter.equivalence.convs import ConvUse, Family, conv_use, geometry_of, offset_of, upsampled_use
 from rewriter.equivalence.forms import Form, Impossible, Unsupported
-from rewriter.equivalence.fused import ending, is_conv, is_default, is_fused_conv, residual
+from rewriter.equivalence.fused import ending, is_conv, is_default, is_fused_conv, is_transposed, residual
 from rewriter.equivalence.precision import significand_bits
 from rewriter.equivalence.reference import require_zero_padding, run_reference
 from rewriter.equivalence.regions import Side
@@ -33,8 +33,10 @@ MOVES = frozenset(
     """Transpose Reshape Identity Flatten Squeeze Unsqueeze Slice Gather Split Concat Pad Expand Tile
     DepthToSpace SpaceToDepth GatherElements GatherND""".split()  # noqa: SIM905 - readable
 )
-SUMS = frozenset({"ReduceSum", "ReduceMean", "Sum", "Add", "Sub", "Neg", "Mul", "Div", "BatchNormalization"})
-LINEAR = MOVES | SUMS | {"Conv", "Dropout", "Cast", "Shape", "Size", "Constant"}
+SUMS = frozenset(
+    {"ReduceSum", "ReduceMean", "GlobalAveragePool", "Sum", "Add", "Sub", "Neg", "Mul", "Div", "BatchNormalization"}
+)
+LINEAR = MOVES | SUMS | {"Conv", "ConvTranspose", "Dropout", "Cast", "Shape", "Size", "Constant"}
 """Operators that can be linear in their run-time operand; whether a node is depends on its other operands."""
 
 
@@ -89,7 +91,7 @@ class Evaluation:
         found: dict[Shape, list[tuple[str, int]]] = {}
         for index in self.nodes:
             node = self.side.model.nodes[index]
-            if is_conv(node, self.side.functions):
+            if is_conv(node, self.side.functions) or is_transposed(node, self.side.functions):
                 shape = self.shape(node.output[0])
                 found.setdefault((shape[0], *shape[2:]), []).append((node.output[0], shape[1]))
         for grid, outputs in found.items():
@@ -263,6 +265,13 @@ def _reduce(_: Evaluation, node: onnx.NodeProto, operands: Sequence[Value | None
     return forms.scale(result, np.asarray(1 / math.prod(data.shape[axis] for axis in axes)))
 
 
+def _global_average(_: Evaluation, __: onnx.NodeProto, operands: Sequence[Value | None]) -> Form:
+    data = operands[0]
+    assert isinstance(data, Form)
+    area = math.prod(data.shape[2:])
+    return forms.scale(forms.reduce_sum(data, list(range(2, len(data.shape))), keepdims=True), np.asarray(1 / area))
+
+
 def _sum(run: Evaluation, node: onnx.NodeProto, operands: Sequence[Value | None]) -> Form:
     parts = [run._part(operand) for operand in operands]
     if node.op_type == "Sub":
@@ -307,15 +316,19 @@ def _batch_normalization(run: Evaluation, node: onnx.NodeProto, operands: Sequen
 def _conv(run: Evaluation, node: onnx.NodeProto, operands: Sequence[Value | None]) -> Form:
     data, weight, bias = (*operands, None, None)[:3]
     if not isinstance(data, Form) or not isinstance(weight, np.ndarray) or isinstance(bias, Form):
-        raise Unsupported(f"the weight or bias of Conv '{node.output[0]}' is not constant")
+        raise Unsupported(f"the weight or bias of {node.op_type} '{node.output[0]}' is not constant")
     family, first = run._members[node.output[0]]
-    geometry = geometry_of(node, data, weight)
-    run.convs.append(conv_use(node, data, weight, geometry, family, first, run.convs))
-    channels = np.arange(first, first + weight.shape[0], dtype=run.dtype)
+    shifted = None
+    if node.op_type == "ConvTranspose":
+        run.convs.append(upsampled_use(node, data, weight, family, first, run.convs))
+    else:
+        geometry = geometry_of(node, data, weight)
+        run.convs.append(conv_use(node, data, weight, geometry, family, first, run.convs))
+        shifted = offset_of(data, weight, geometry, (family.grid[0], weight.shape[0], *family.grid[1:]))
+    channels = np.arange(first, first + run.convs[-1].weight.shape[0], dtype=run.dtype)
     positions = np.arange(math.prod(family.grid), dtype=run.dtype).reshape(family.grid[0], 1, *family.grid[1:])
     column = (1, -1, *[1] * (len(family.grid) - 1))
     made = Form((family.first + positions * family.channels + channels.reshape(column))[..., None])
-    shifted = offset_of(data, weight, geometry, made.shape)
     return made if bias is None and shifted is None else _with_bias(made, shifted, bias, column)
 
 
@@ -335,6 +348,7 @@ _HANDLERS: Mapping[str, Callable[[Evaluation, onnx.NodeProto, Sequence[Value | N
     "Transpose": _transpose,
     "ReduceSum": _reduce,
     "ReduceMean": _reduce,
+    "GlobalAveragePool": _global_average,
     "Sum": _sum,
     "Add": _sum,
     "Sub": _sum,
@@ -343,4 +357,5 @@ _HANDLERS: Mapping[str, Callable[[Evaluation, onnx.NodeProto, Sequence[Value | N
     "Div": _multiply,
     "BatchNormalization": _batch_normalization,
     "Conv": _conv,
+    "ConvTranspose": _conv,
 }

@@ -14,19 +14,19 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 
-from rewriter.equivalence.alignment import Aligned, align
-from rewriter.equivalence.convs import ConvUse, Family
 from rewriter.equivalence.endings import beneath, require_same, shows
-from rewriter.equivalence.forms import NOTHING, Floats, Form, Impossible, Integers, Unsupported
-from rewriter.equivalence.kernels import Mixing, Refuted, Tally, compare_kernels, deviation, gamma, within
+from rewriter.equivalence.forms import Floats, Form, Impossible, Integers, Unsupported
+from rewriter.equivalence.kernels import Mixing, Refuted, Tally, compare_kernels, deviation, gamma, signatures, within
 from rewriter.equivalence.linear import Evaluation
 from rewriter.equivalence.matching import inner_elements, pair
 from rewriter.equivalence.operators import Operators
 from rewriter.equivalence.precision import unit_roundoff
+from rewriter.equivalence.reading import Reading, mixings_of
 from rewriter.equivalence.records import Grade, LevelResult, failed, not_applicable, passed
 from rewriter.equivalence.regions import Region, Side
-from rewriter.equivalence.rows import parts, rows_by_position, same_rows
+from rewriter.equivalence.rows import rows_by_position, same_rows
 from rewriter.equivalence.unchanged import changed_constants
 
 
@@ -105,7 +105,8 @@ def _compare_binding(
     old = Evaluation(before, region.before, entering, first, products)
     new = Evaluation(after, region.after, entering, first, products)
     try:
-        pair(old, new, wide, functools.partial(_same, old, new, tally, offsets, known))
+        same = functools.partial(_same, old, new, tally, offsets, known)
+        pair(old, new, wide, same, functools.partial(_permuted, old, new))
     except Impossible as reason:
         raise Unsupported(f"a part of the region cannot be evaluated ({reason})") from reason
     try:
@@ -175,6 +176,41 @@ def _same(
     return True
 
 
+def _permuted(old: Evaluation, new: Evaluation, name: str, a: Form, b: Form) -> Integers | None:
+    """For every channel of a tensor `[N, C, *S]` the one of the other side's that looks the same; None where none do.
+
+    Channels are told apart by one number each; whether those found are the same is for `_same` to say.
+    """
+    try:
+        first, second = Reading.of(name, old, a), Reading.of(name, new, b)
+        if first.family is None and second.family is None:
+            return _same_symbols(a, b)
+        if first.family is None or second.family is None:
+            return None
+        rows = rows_by_position(first.position, np.flatnonzero(first.position >= 0), a.shape)
+        if rows is None or rows.shape[1] != a.shape[1]:
+            return None
+        found = signatures(*mixings_of(name, first, second, rows))
+    except (Refuted, Unsupported):
+        return None
+    shifts = [0.0 if form.offset is None else math.pi * form.offset.reshape(-1)[rows[0]] for form in (a, b)]
+    return _matched(found[0] + shifts[0], found[1] + shifts[1])
+
+
+def _same_symbols(a: Form, b: Form) -> Integers | None:
+    """The same for selections of what enters."""
+    if not (a.pure and b.pure):
+        return None
+    return _matched(*(form.index.reshape(*form.shape[:2], -1)[0, :, 0] for form in (a, b)))
+
+
+def _matched(old: NDArray[np.number], new: NDArray[np.number]) -> Integers:
+    """For every entry of the one, the place of the entry of the same rank in the other."""
+    found = np.empty(len(old), np.int64)
+    found[np.argsort(old, kind="stable")] = np.argsort(new, kind="stable")
+    return found
+
+
 def _entering(region: Region, before: Side, after: Side) -> tuple[dict[str, int], int]:
     """First symbol of each entering tensor of unknown value, and the first symbol behind them."""
     found: dict[str, int] = {}
@@ -201,7 +237,7 @@ _Sided = tuple[Evaluation, Form]
 def _compare_forms(
     name: str, old: _Sided, new: _Sided, unit: float, tally: Tally, offsets: _Offsets, known: dict[bytes, Tally]
 ) -> None:
-    a, b = _Reading.of(name, *old), _Reading.of(name, *new)
+    a, b = Reading.of(name, *old), Reading.of(name, *new)
     _compare_direct(name, a, b, unit, tally)
     if a.family is None and b.family is None:
         _compare_offsets(name, a.form, b.form, np.arange(a.count), unit, offsets)
@@ -217,111 +253,12 @@ def _compare_forms(
     rows = rows_by_position(a.position, live, a.form.shape)
     if rows is None:
         raise Unsupported(f"'{name}' has more channels at some positions than at others")
-    positions = a.position[rows[:, 0]]
-    _require_same_positions(name, b.position[rows])
-    aligned = align((a.convs, positions), (b.convs, b.position[rows[:, 0]]), a.run.blocks)
-    shifts = _shifts(*aligned)
-    mixings: list[Mixing] = []
-    for reading, side, shift in zip((a, b), aligned, shifts, strict=True):
-        channel, coef, uniform = reading.classes(rows)
-        if not uniform and reading is a:
-            raise Unsupported(f"'{name}' is not computed the same way at every position")
-        if not uniform:
-            raise Refuted(f"'{name}' reads other channels at some positions or batches than at the first.")
-        mixings.append(Mixing(channel, coef, side.convs, shift))
+    mixings = mixings_of(name, a, b, rows)
     key = b"|".join(_signature(mixing) for mixing in mixings)
     if key not in known:
         known[key] = compare_kernels(mixings[0], mixings[1], unit)
         tally.add(known[key])
     _compare_offsets(name, a.form, b.form, rows, unit, offsets)
-
-
-@dataclass(frozen=True, eq=False)
-class _Reading:
-    """What the elements of a leaving tensor read: `channel` `[E, T]` in a family's numbering, −1 for no term."""
-
-    run: Evaluation
-    form: Form
-    direct: Integers
-    """`[E, T]`, or `[1, 1]` where all is NOTHING: the terms that read entering tensors without a convolution."""
-    family: Family | None
-    channel: Integers
-    position: Integers
-    """`[E]`: n·P + p on the family's grid, −1 for elements that read no convolution."""
-
-    @property
-    def count(self) -> int:
-        return int(self.channel.shape[0])
-
-    @property
-    def convs(self) -> tuple[ConvUse, ...]:
-        """The convolutions it reads."""
-        read = np.unique(self.channel)
-        return tuple(
-            conv
-            for conv in self.run.convs
-            if conv.family is self.family and ((read >= conv.first) & (read < conv.first + len(conv.weight))).any()
-        )
-
-    @classmethod
-    def of(cls, name: str, run: Evaluation, form: Form) -> _Reading:
-        index = np.ascontiguousarray(form.index).reshape(-1, form.terms)
-        if form.coef is not None:
-            index = np.where(form.coef.reshape(index.shape) == 0, NOTHING, index)
-        top = int(index.max(initial=NOTHING))
-        first = min((family.first for family in run.families.values()), default=top + 1)
-        if top < first:
-            return cls(run, form, index, None, index, np.full(len(index), -1))
-        family = next(family for family in run.families.values() if top in family)
-        channel, position = np.empty_like(index), np.empty(len(index), index.dtype)
-        pure = True
-        for part in parts(*index.shape):
-            inside, live = index[part] - family.first, index[part] >= first
-            if (live & (inside < 0)).any():
-                raise Unsupported(f"'{name}' adds convolutions of different output sizes")
-            pure = pure and bool(live.all())
-            at = np.where(live, inside // family.channels, -1)
-            position[part] = highest = functools.reduce(np.maximum, at.T)
-            if (live & (at != highest[:, None])).any():
-                mixed = Refuted if run.side.name == "after" else Unsupported
-                raise mixed(f"An element of '{name}' mixes several positions or batches.")
-            channel[part] = np.where(live, inside - at * family.channels, NOTHING)
-        direct = np.full((1, 1), NOTHING) if pure else np.where(index < first, index, NOTHING)
-        return cls(run, form, direct, family, channel, position)
-
-    def classes(self, rows: Integers) -> tuple[Integers, Floats | None, bool]:
-        """Channels and coefficients `[J, T]` of the output channels, and whether all positions have the same."""
-        uniform = same_rows(self.channel, rows)
-        channel = self.channel[rows[0]]
-        if self.form.coef is None:
-            return channel, None, uniform
-        coef = self.form.coef.reshape(self.channel.shape)
-        return channel, coef[rows[0]], uniform and same_rows(coef, rows)
-
-
-def _require_same_positions(name: str, position: Integers) -> None:
-    if (position != position[:, :1]).any():
-        raise Refuted(f"Elements of '{name}' that shared a position before the rewrite do not afterwards.")
-
-
-def _shifts(old: Aligned, new: Aligned) -> tuple[tuple[tuple[int, ...], ...], tuple[tuple[int, ...], ...]]:
-    """Where each convolution's kernel begins, relative to the first old one's; raises Refuted where that varies."""
-    found: list[tuple[tuple[int, ...], ...]] = []
-    bases = dict(zip(old.origins, old.bases, strict=True))
-    for side in (old, new):
-        shifts = []
-        for conv, corner, base, origin in zip(side.convs, side.corners, side.bases, side.origins, strict=True):
-            if not np.array_equal(base, bases.get(origin, base)):
-                if side is old:
-                    raise Unsupported(f"the batch entries that '{conv.output}' reads are not those of its neighbours")
-                raise Refuted(f"'{conv.output}' reads other batch entries than before, or in another order.")
-            shift = corner - old.corners[0]
-            if (shift != shift[:1]).any():
-                has = f"strides {list(conv.strides)} and begin pads {list(conv.pads)}"
-                raise Refuted(f"The stride or the positions of a convolution differ: '{conv.output}' has {has}.")
-            shifts.append(tuple(int(step) for step in shift[0]))
-        found.append(tuple(shifts))
-    return found[0], found[1]
 
 
 def _signature(mixing: Mixing) -> bytes:
@@ -336,7 +273,7 @@ def _ranks(sources: Integers) -> bytes:
     return np.unique(sources, return_inverse=True)[1].astype(np.int64).tobytes()
 
 
-def _compare_direct(name: str, a: _Reading, b: _Reading, unit: float, tally: Tally) -> None:
+def _compare_direct(name: str, a: Reading, b: Reading, unit: float, tally: Tally) -> None:
     """Terms that read entering tensors without a convolution in between."""
     if not (a.direct >= 0).any() and not (b.direct >= 0).any():
         return
@@ -353,7 +290,7 @@ def _compare_direct(name: str, a: _Reading, b: _Reading, unit: float, tally: Tal
     tally.add(Tally(taps=int((old[0] >= 0).sum()), combined=scaled, rounded=int((error > 0).sum()), worst=worst))
 
 
-def _sorted_direct(name: str, reading: _Reading) -> tuple[Integers, Floats]:
+def _sorted_direct(name: str, reading: Reading) -> tuple[Integers, Floats]:
     order = np.argsort(reading.direct, axis=1)
     index = np.take_along_axis(reading.direct, order, axis=1)
     used = int((index >= 0).sum(axis=1).max(initial=0))

@@ -127,6 +127,59 @@ def test_convolutions_of_tensors_of_different_widths_are_told_apart() -> None:
     assert (wrong.verdict, l1(wrong)) == ("different", "fail")
 
 
+ORDER = np.random.default_rng(5).permutation(8)
+
+
+def permuted(kinds: Sequence[str], order: Array, names: str, **changed: Array) -> onnx.ModelProto:
+    """Depthwise conv with multiplier 2 → operators → pointwise conv; the channels between in another order."""
+    values = {"d": weights(8, 1, 3, 3), "b": weights(8), "p": weights(5, 8, 1, 1), **changed}
+    one = names[0]
+    values = {"d": values["d"][order], "b": values["b"][order], "p": np.ascontiguousarray(values["p"][:, order])}
+    read = np.arange(8) // 2  # the depthwise conv reads in any order only as a grouped conv that is dense
+    dense = np.zeros((8, 4, 3, 3), np.float32)
+    dense[np.arange(8), read[order]] = values["d"][:, 0]
+    nodes = [node("Conv", ["x", "w", "b"], [f"{one}0"], pads=[1] * 4)]
+    for number, kind in enumerate(kinds):
+        attributes: dict[str, Any] = {"kernel_shape": [2, 2], "strides": [2, 2]} if kind.endswith("Pool") else {}
+        nodes.append(node(kind, [f"{one}{number}"], [f"{one}{number + 1}"], **attributes))
+    nodes.append(node("Conv", [f"{one}{len(kinds)}", "p"], ["y"]))
+    return chain(nodes, {"w": dense, "b": values["b"], "p": values["p"]}, ["n", 4, 8, 10])
+
+
+@pytest.mark.parametrize(
+    "kinds", [["Relu"], ["HardSwish"], ["Sigmoid"], ["Relu", "MaxPool"], ["AveragePool", "Relu"], ["MaxPool"]]
+)
+def test_channels_in_another_order_behind_nonlinear_operators(kinds: Sequence[str]) -> None:
+    found = audited(permuted(kinds, np.arange(8), "a"), permuted(kinds, ORDER, "b"))
+    assert (found.verdict, l1(found)) == ("equivalent", "pass"), found.reason
+
+
+@pytest.mark.parametrize("kinds", [["Relu"], ["MaxPool"]])
+@pytest.mark.parametrize("name", ["d", "b", "p"])
+def test_a_weight_changed_with_the_order_is_not_shown(kinds: Sequence[str], name: str) -> None:
+    value = weights(*{"d": (8, 1, 3, 3), "b": (8,), "p": (5, 8, 1, 1)}[name])
+    value.reshape(-1)[5] *= np.float32(1.0000002)
+    changed: Any = {name: value}
+    found = audited(permuted(kinds, np.arange(8), "a"), permuted(kinds, ORDER, "b", **changed))
+    assert l1(found) != "pass"
+    assert found.verdict != "equivalent"
+
+
+def test_an_average_over_space_is_a_global_pool() -> None:
+    before = chain(
+        [node("Conv", ["x", "w"], ["t"]), node("ReduceMean", ["t"], ["y"], axes=[2, 3])],
+        {"w": weights(5, 4, 1, 1)},
+        ["n", 4, 6, 7],
+    )
+    after = chain(
+        [node("Conv", ["x", "w"], ["u"]), node("GlobalAveragePool", ["u"], ["y"])],
+        {"w": weights(5, 4, 1, 1)},
+        ["n", 4, 6, 7],
+    )
+    found = audited(before, after)
+    assert (found.verdict, l1(found)) == ("equivalent", "pass"), found.reason
+
+
 # Products of two tensors: attention over a stack of feature maps
 
 
