@@ -15,7 +15,7 @@ READY := $(VENV)/.ready
 CUDA_VENV := .venv-cuda
 CUDA_PYTHON ?= $(CUDA_VENV)/bin/python
 CUDA_READY := $(if $(filter $(CUDA_VENV)/%,$(CUDA_PYTHON)),$(CUDA_VENV)/.ready)
-SOURCES := $(wildcard rewriter passes models tests benchmarks)
+SOURCES := $(wildcard rewriter passes models tests benchmarks docs)
 DEMO := build/demo
 
 # One process per processor, at most 4: each may hold a whole model and its ONNX Runtime session.
@@ -23,7 +23,7 @@ WORKERS := -n logical --maxprocesses 4 --dist worksteal
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-cuda lint format types wheel-test swap-test bench bench-cuda ci clean
+.PHONY: help venv demo test test-cuda lint format types docs wheel-test swap-test bench bench-cuda ci clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
@@ -55,6 +55,9 @@ test: $(READY) ## run the tests (ARGS='-k name' and the like reach pytest)
 
 test-cuda: $(CUDA_READY) ## run the tests that need a CUDA GPU; fails where there is none (about 3 GB to download)
 	REWRITER_REQUIRE_CUDA=1 $(CUDA_PYTHON) -m pytest -m cuda $(ARGS)
+
+docs: $(READY) ## build the pages and pictures of docs/passes
+	$(BIN)/python -m docs.build
 
 wheel-test: $(READY) ## build the wheel, install it in a clean environment, use it from an empty folder
 	$(BIN)/python -m pytest tests/test_wheel.py -m 'wheel or not wheel' $(ARGS)

@@ -7,7 +7,7 @@ First all models are built and all candidates made and audited, in processes of 
 time at the latest.  Then, with nothing else running, the candidates of each model are timed against it in one
 interleaved run, with the model against itself as control.  A candidate that is refuted, or whose outputs as timed are
 far from what the CPU computes, is not timed.  The JSON is written after each model; whatever was left out stands in it
-with its reason.
+with its reason.  `finished` says that the run came to its end and that something was measured.
 """
 
 from __future__ import annotations
@@ -15,12 +15,14 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import math
 import os
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, cast, get_args
 
@@ -107,14 +109,18 @@ def _asked(arguments: Sequence[str] | None) -> Plan:
     asked = parser.parse_args(arguments)
     if asked.provider != "cuda" and (asked.output is None or asked.output.resolve() == RESULTS.resolve()):
         parser.error(f"results/{RESULTS.name} holds figures of CUDA only: name another file with --output")
+    if not (math.isfinite(asked.seconds) and asked.seconds > 0):
+        parser.error(f"--seconds {asked.seconds:g} is no positive number of seconds")
+    if asked.processes < 0:
+        parser.error(f"--processes {asked.processes} is negative: give 0 for none of their own")
+    if asked.output is not None and not asked.output.parent.is_dir():
+        parser.error(f"the folder of --output {asked.output} does not exist: create it first")
     names = tuple(name if name in catalogue() else f"zoo:{name}" for name in asked.models)
     for name in names:
         if name not in catalogue():
             parser.error(f"there is no model {name.removeprefix('zoo:')}: python -m models --list shows the names")
     output = asked.output or RESULTS
-    return Plan(
-        cast(Provider, asked.provider), names, tuple(asked.dtypes), asked.seconds, output, max(0, asked.processes)
-    )
+    return Plan(cast(Provider, asked.provider), names, tuple(asked.dtypes), asked.seconds, output, asked.processes)
 
 
 def measure(plan: Plan, candidates: Sequence[Candidate], tell: Callable[[str], None]) -> dict[str, Any]:
@@ -130,6 +136,7 @@ def measure(plan: Plan, candidates: Sequence[Candidate], tell: Callable[[str], N
     report: dict[str, Any] = {
         "schema": SCHEMA,
         "finished": False,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "environment": {**environment(runtime), "onnxruntime": ort.__version__},
         "device": device_facts(plan.provider),
         "exactness": probe.model_dump(mode="json"),
@@ -141,7 +148,6 @@ def measure(plan: Plan, candidates: Sequence[Candidate], tell: Callable[[str], N
     def write(jobs: Sequence[Job], *, finished: bool = False) -> None:
         spent["total"] = _since(begin)
         report.update(content(jobs), finished=finished)
-        plan.output.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(plan.output, (json.dumps(report, indent=1, allow_nan=False) + "\n").encode())
 
     with tempfile.TemporaryDirectory() as folder:
@@ -153,7 +159,7 @@ def measure(plan: Plan, candidates: Sequence[Candidate], tell: Callable[[str], N
             _time(job, runtime, left * _load(job) / sum(map(_load, jobs[number:])))
             write(jobs)
             tell(_line(job))
-    write(jobs, finished=True)
+    write(jobs, finished=any(job.timings for job in jobs))
     return report
 
 

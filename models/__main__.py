@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m models", description="Write a reference model to an ONNX file.")
-    parser.add_argument("name", nargs="?", metavar="NAME", help="resnext50, resnext50:FORM or zoo:NAME (see --list)")
+    parser.add_argument("name", nargs="?", metavar="NAME", help="mobilenet_v2, resnext50:FORM, zoo:NAME (see --list)")
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="the file to write; its folder is created")
     parser.add_argument("--list", action="store_true", help="list the names and exit")
     parser.add_argument("--seed", type=int, default=0, help="seed of the weights (default: 0)")

@@ -11,12 +11,33 @@ from typing import get_args
 
 import onnx
 
+from models.alexnet import AlexNet
 from models.errors import ModelError
 from models.half import half_model
+from models.mixnet import MixNetS
+from models.mobilenet import MobileNetV1, MobileNetV2
+from models.regnet import RegNetX, RegNetY
 from models.resnext import ResNeXt, ResNeXtForm, resnext_model
+from models.shufflenet import ShuffleNetV1, ShuffleNetV2
+from models.spec import Spec
+from models.xception import Xception
 from models.zoo.refill import zoo_model, zoo_names
 
 OPEN_BATCH = "N"
+NETWORKS: Mapping[str, type[Spec]] = MappingProxyType(
+    {
+        "alexnet": AlexNet,
+        "mixnet_s": MixNetS,
+        "mobilenet_v1": MobileNetV1,
+        "mobilenet_v2": MobileNetV2,
+        "regnet_x_400mf": RegNetX,
+        "regnet_y_400mf": RegNetY,
+        "shufflenet_v1": ShuffleNetV1,
+        "shufflenet_v2": ShuffleNetV2,
+        "xception": Xception,
+    }
+)
+"""The networks that are a `Spec`, at their published size."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +77,10 @@ def catalogue() -> Mapping[str, Entry]:
     entries = [Entry("resnext50", "ResNeXt-50 32x4d, grouped convolutions", partial(_resnext, "grouped"))]
     for form in get_args(ResNeXtForm):
         entries.append(Entry(f"resnext50:{form}", f"ResNeXt-50 32x4d, form {form}", partial(_resnext, form)))
+    entries += [
+        Entry(name, f"{network.title}, seeded weights", partial(_network, network))
+        for name, network in NETWORKS.items()
+    ]
     for name in zoo_names():
         entries.append(Entry(f"zoo:{name}", "exported graph, refilled by seed", partial(_zoo, name)))
     return MappingProxyType({entry.name: entry for entry in entries})
@@ -66,6 +91,12 @@ def _resnext(form: ResNeXtForm, options: Options) -> onnx.ModelProto:
     opset = defaults.opset if options.opset is None else options.opset
     spec = ResNeXt(form, batch=_batch(options.batch, defaults.batch), seed=options.seed, opset=opset)
     return resnext_model(spec)
+
+
+def _network(network: type[Spec], options: Options) -> onnx.ModelProto:
+    defaults = network()
+    opset = defaults.opset if options.opset is None else options.opset
+    return network(batch=_batch(options.batch, defaults.batch), seed=options.seed, opset=opset).model()
 
 
 def _batch(batch: int | str | None, default: int | None) -> int | None:

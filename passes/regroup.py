@@ -9,17 +9,15 @@ multiples of `block`, the width that ONNX Runtime's fast CPU convolutions (NCHWc
 it out.
 Conditions: G > 1; constant weight and bias.  Without factor or groups, only 2-D float32 convolutions that are not on
 the CPU's fast path already.
-What `optimize` measures: on the CPU the smallest factors that reach the fast path; on CUDA the smallest ones that make
-both widths multiples of 4, of 8, of 16 and of 32, and one dense convolution (f = G), of any rank, in float32, float16
-and bfloat16.
+What `optimize` measures: on the CPU the smallest factors that reach the fast path, in float16 too, which ONNX Runtime
+casts to float32 there; on CUDA the smallest ones that make both widths multiples of 4, of 8, of 16 and of 32, and one
+dense convolution (f = G), of any rank, in float32, float16 and bfloat16.
 Safety: FINITE.  Zero times an infinite or NaN activation is NaN: a NaN or infinity spreads to the groups merged with.
 Source: ORT's NchwcTransformer takes G > 1 only with depthwise multiplier 1 or block-aligned groups; elsewhere it falls
 back to one matrix product per group.  The widths for CUDA are in `rewriter.providers`.
 """
 
 from __future__ import annotations
-
-import numpy as np
 
 from rewriter import (
     BadInput,
@@ -45,6 +43,8 @@ from rewriter import conv as algebra
 
 _MEASURED = ("float32", "float16", "bfloat16")
 """Types that the matrix units of devices with widths multiply, float32 rounded to TF32."""
+_FAST = ("float32", "float16")
+"""Types whose convolutions may run on the CPU's fast path; float16 by casts, so that only a measurement decides."""
 
 
 class Regroup(Pass):
@@ -98,7 +98,7 @@ def _grouped(graph: Graph, found: Match) -> ConvSite:
 def _for_fast_path(site: ConvSite) -> list[int]:
     """The three smallest factors that reach this machine's fast path, or one where it would be mostly zeros."""
     block = nchwc_block()
-    _default(site, block)
+    _default(site, block, _FAST)
     return _factors(site, block)[: 1 if site.i_per == 1 else 3]
 
 
@@ -137,11 +137,12 @@ def _factor(graph: Graph, site: ConvSite, settings: Settings) -> int:
         raise
 
 
-def _default(site: ConvSite, block: int) -> int:
-    """The smallest factor that reaches the CPU's fast path."""
+def _default(site: ConvSite, block: int, types: tuple[str, ...] = _FAST[:1]) -> int:
+    """The smallest factor that reaches the CPU's fast path, for convolutions in one of `types`."""
     require(block > 0, "this machine has no blocked fast path to reach: set regroup.factor", site.y)
-    plain = len(site.kernel) == 2 and site.weight.dtype == np.float32
-    require(plain, "the fast path takes 2-D float32 convolutions only: set regroup.factor to regroup it anyway", site.y)
+    plain = len(site.kernel) == 2 and site.weight.dtype.name in types
+    taken = f"2-D {' and '.join(types)} convolutions"
+    require(plain, f"the fast path takes {taken} only: set regroup.factor to regroup it anyway", site.y)
     require(not _is_fast(site, block), f"it is on the fast path already ({_width(site)}, block {block})", site.y)
     factors = _factors(site, block)
     require(

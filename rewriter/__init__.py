@@ -11,6 +11,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from rewriter.absorb import Consumer as Consumer
+    from rewriter.absorb import emit_consumer as emit_consumer
+    from rewriter.absorb import find_consumer as find_consumer
+    from rewriter.affine import AFFINE as AFFINE
+    from rewriter.affine import data_operand as data_operand
+    from rewriter.affine import read_affine as read_affine
+    from rewriter.affine import read_pad as read_pad
     from rewriter.api import Result as Result
     from rewriter.api import audit as audit
     from rewriter.api import bench as bench
@@ -19,9 +26,15 @@ if TYPE_CHECKING:
     from rewriter.api import optimize as optimize
     from rewriter.api import rewrite as rewrite
     from rewriter.base import Pass as Pass
+    from rewriter.between import dependents as dependents
     from rewriter.build import Builder as Builder
     from rewriter.census import nchwc_block as nchwc_block
     from rewriter.conv import ChannelMix as ChannelMix
+    from rewriter.convmaps import conv_map as conv_map
+    from rewriter.convmaps import full_window as full_window
+    from rewriter.convmaps import on_axes as on_axes
+    from rewriter.convmaps import spatial_sizes as spatial_sizes
+    from rewriter.convmaps import with_geometry as with_geometry
     from rewriter.delimit import closure as closure
     from rewriter.delimit import shape_readers as shape_readers
     from rewriter.emit import interleave as interleave
@@ -47,6 +60,8 @@ if TYPE_CHECKING:
     from rewriter.pattern import Op as Op
     from rewriter.pattern import Var as Var
     from rewriter.pattern import maybe as maybe
+    from rewriter.per_channel import nearest_conv as nearest_conv
+    from rewriter.per_channel import reach as reach
     from rewriter.proof import Layout as Layout
     from rewriter.proof import prove as prove
     from rewriter.rule import Declined as Declined
@@ -54,18 +69,42 @@ if TYPE_CHECKING:
     from rewriter.rule import Safety as Safety
     from rewriter.rule import Settings as Settings
     from rewriter.rule import require as require
+    from rewriter.runs import Run as Run
+    from rewriter.runs import run_from as run_from
+    from rewriter.selection import Selection as Selection
+    from rewriter.selection import selections as selections
     from rewriter.session import Runtime as Runtime
+    from rewriter.shuffling import check_way as check_way
+    from rewriter.shuffling import shuffled_input as shuffled_input
+    from rewriter.stacks import Stack as Stack
+    from rewriter.stacks import axes_of as axes_of
+    from rewriter.stacks import shapes_of as shapes_of
+    from rewriter.stacks import stack_at as stack_at
+    from rewriter.stacks import stack_before as stack_before
     from rewriter.track import Step as Step
     from rewriter.track import bending as bending
     from rewriter.track import follow as follow
     from rewriter.track import may_reduce as may_reduce
+    from rewriter.transposing import TransposedSite as TransposedSite
+    from rewriter.transposing import lift_transposed as lift_transposed
+    from rewriter.views import View as View
+    from rewriter.views import rewrite_run as rewrite_run
+    from rewriter.views import unsqueeze as unsqueeze
+    from rewriter.windows import same_attributes as same_attributes
+    from rewriter.windows import strides_of as strides_of
+    from rewriter.windows import window_of as window_of
+    from rewriter.windows import with_window as with_window
 
 _HOME = {
+    "affine": "AFFINE data_operand read_affine read_pad",
     "api": "Result audit bench cross_audit inspect optimize rewrite",
+    "absorb": "Consumer emit_consumer find_consumer",
     "base": "Pass",
+    "between": "dependents",
     "build": "Builder",
     "census": "nchwc_block",
     "conv": "ChannelMix",
+    "convmaps": "conv_map full_window on_axes spatial_sizes with_geometry",
     "delimit": "closure shape_readers",
     "emit": "interleave needs_layout reissue_shape restore_layout shuffle",
     "errors": "BadInput Different NotVerified RewriterError",
@@ -76,10 +115,18 @@ _HOME = {
     "pattern": "NodePattern Op Var maybe",
     "lifting": "ConvSite convs lift",
     "options": "RunOptions",
+    "per_channel": "nearest_conv reach",
     "proof": "Layout prove",
     "rule": "Declined Rewrite Safety Settings require",
     "session": "Runtime",
+    "stacks": "Stack axes_of shapes_of stack_at stack_before",
     "track": "Step bending follow may_reduce",
+    "runs": "Run run_from",
+    "transposing": "TransposedSite lift_transposed",
+    "views": "View rewrite_run unsqueeze",
+    "selection": "Selection selections",
+    "shuffling": "check_way shuffled_input",
+    "windows": "same_attributes strides_of window_of with_window",
 }
 _MODULE = {name: module for module, names in _HOME.items() for name in names.split()}
 

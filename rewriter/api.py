@@ -21,7 +21,7 @@ from rewriter.errors import BadInput, Different, NotVerified
 from rewriter.feeds import check_samples, representative
 from rewriter.graph import Graph
 from rewriter.model import Model
-from rewriter.options import RunOptions
+from rewriter.options import RunOptions, check_several
 from rewriter.propose import Step
 from rewriter.registry import all_passes, pass_named
 from rewriter.report.record import Report, attempt_record, environment, file_record, timing_record
@@ -78,10 +78,12 @@ def optimize(
     Raises BadInput for a bad model or option, NotVerified when the model cannot be run here.
     """
     begin = time.perf_counter()
-    require_provider(options.runtime.provider)
+    check_several(only, "only")
+    check_several(skip, "skip")
+    rules = engine.check_pass_choice(all_passes(), only, skip, options.allow)
+    require_provider(options.runtime)
     source = Model.load(model)
     check_samples(source, options.samples)
-    rules = engine.check_pass_choice(all_passes(), only, skip)
     outcome = engine.optimize(source, rules, {}, options, budget, progress)
     return Result(outcome.model, _report("optimize", source, outcome, options, begin))
 
@@ -99,13 +101,14 @@ def rewrite(
     `settings` are by pass name, as in `{"regroup": {"factor": 2}}`.  Raises as `optimize`.
     """
     begin = time.perf_counter()
+    check_several(passes, "passes")
     if not passes:
         raise BadInput("no pass is named: say which to apply.")
     chosen = settings or {}
     steps = [Step(pass_named(name), chosen.get(name, {})) for name in passes]
     for step in steps:
         step.rule.check({**step.rule.defaults, **step.settings})
-    require_provider(options.runtime.provider)
+    require_provider(options.runtime)
     source = Model.load(model)
     check_samples(source, options.samples)
     outcome = engine.rewrite(source, steps, options, progress)
@@ -126,7 +129,7 @@ def audit(
     progress: Progress = quiet,
 ) -> Audit:
     """Whether two models with the same interface compute the same, and how that is known."""
-    require_provider(options.runtime.provider)
+    require_provider(options.runtime)
     models = Model.load(before), Model.load(after)
     check_samples(models[0], options.samples)
     asked = AuditOptions(
@@ -147,10 +150,14 @@ def cross_audit(
     `runtimes` take the place of `options.runtime`; the first is the reference.  Raises BadInput unless there are one or
     two models and at least two runtimes, NotVerified when a provider is missing.
     """
+    check_several(models, "models")
+    check_several(runtimes, "runtimes")
     if not 1 <= len(models) <= 2 or len(runtimes) < 2:
         raise BadInput("an audit across providers takes one or two models, and two providers or more.")
     for runtime in runtimes:
-        require_provider(runtime.provider)
+        check_runtime(runtime)
+    for runtime in runtimes:
+        require_provider(runtime)
     loaded = [Model.load(model) for model in models]
     check_samples(loaded[0], options.samples)
     asked = AuditOptions(seed=options.seed, input_shapes=options.input_shapes, samples=options.samples)
@@ -165,9 +172,10 @@ def bench(
     progress: Progress = quiet,
 ) -> Latency | list[Timing]:
     """Time one model, or the second and further ones against the first, paired and interleaved on the same inputs."""
+    check_several(models, "models")
     if not models:
         raise BadInput("no model is given to time.")
-    require_provider(options.runtime.provider)
+    require_provider(options.runtime)
     loaded = [Model.load(model) for model in models]
     check_samples(loaded[0], options.samples)
     inputs = representative(loaded[0], options)
@@ -187,6 +195,12 @@ def bench(
         seed=options.seed,
         progress=shown,
     )
+
+
+def check_runtime(runtime: object) -> None:
+    """Raise BadInput for something else, such as the name of a provider."""
+    if not isinstance(runtime, Runtime):
+        raise BadInput(f"{runtime!r} is no Runtime: give rewriter.Runtime('cuda'), or 'cpu'.")
 
 
 def _contender(model: Model, number: int) -> Contender:

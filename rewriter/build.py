@@ -17,7 +17,7 @@ from rewriter.names import Names
 
 _INTEGER_CONSTANTS = 9
 """The first opset whose Constant may be of integers; before, float64 and a Cast hold every size."""
-_AXES_AS_INPUT = {"ReduceSum": 13, "Squeeze": 13, "Unsqueeze": 13, "ReduceMean": 18}
+_AXES_AS_INPUT = {"ReduceSum": 13, "Split": 13, "Squeeze": 13, "Unsqueeze": 13, "ReduceMean": 18}
 
 
 class Builder:
@@ -44,7 +44,7 @@ class Builder:
     def constant(self, value: Array, hint: str) -> str:
         """A constant tensor: an initializer; up to IR version 3, where those must be graph inputs, a Constant node."""
         name = self._names.fresh(f"{self._prefix}/{hint}")
-        tensor = numpy_helper.from_array(np.ascontiguousarray(value), name)
+        tensor = numpy_helper.from_array(np.asarray(value, order="C"), name)
         if self._model.ir_version >= 4:
             self.initializers.append(tensor)
             return name
@@ -90,6 +90,8 @@ class Builder:
         else:
             if group != 1:
                 copy.attribute.append(onnx.helper.make_attribute("group", group))
+        if any(node.name == copy.name for node in self.nodes if node.name):
+            copy.name = self._names.fresh(f"{self._prefix}/conv/node")
         self.nodes.append(copy)
         return result
 
@@ -121,6 +123,16 @@ class Builder:
         self.nodes.append(node)
         return str(node.output[0])
 
+    def replay(self, original: onnx.NodeProto, inputs: Sequence[str]) -> list[str]:
+        """A copy of a node (its name, attributes, metadata) that reads `inputs`; gives its outputs' fresh names."""
+        node = onnx.NodeProto()
+        node.CopyFrom(original)
+        node.input[:] = inputs
+        hint = f"{self._prefix}/{original.op_type.lower()}"
+        node.output[:] = [self._names.fresh(hint) if name else "" for name in original.output]
+        self.nodes.append(node)
+        return list(node.output)
+
     def reduce_sum(self, x: str, axis: int, hint: str, output: str | None = None) -> str:
         """ReduceSum over one axis without keeping it; axes are an input from opset 13 on."""
         if self._model.opset < _AXES_AS_INPUT["ReduceSum"]:
@@ -139,6 +151,19 @@ class Builder:
     def reshape(self, x: str, sizes: Sequence[int | str], hint: str, output: str | None = None) -> str:
         """Reshape to `sizes`: numbers, or names of one-element int64 tensors; 0 copies the size of that axis."""
         return self.node("Reshape", [x, self.shape(sizes, f"{hint}/shape")], hint, output)
+
+    def split(
+        self, x: str, sizes: Sequence[int], axis: int, hint: str, outputs: Sequence[str] | None = None
+    ) -> list[str]:
+        """Split into pieces of these sizes along an axis; gives their names (`outputs`, or fresh ones from `hint`)."""
+        fresh = (self._names.fresh(f"{self._prefix}/{hint}/{at}") for at in range(len(sizes)))
+        names = list(fresh if outputs is None else outputs)
+        if self._model.opset < _AXES_AS_INPUT["Split"]:
+            self.node("Split", [x], hint, names[0], axis=axis, split=list(sizes))
+        else:
+            self.node("Split", [x, self.shape_constant(sizes, f"{hint}/sizes")], hint, names[0], axis=axis)
+        self.nodes[-1].output[:] = names
+        return names
 
     def shape(self, sizes: Sequence[int | str], hint: str, output: str | None = None) -> str:
         """A shape vector from numbers and names of int64 vectors, as a constant where it is one."""

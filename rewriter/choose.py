@@ -27,7 +27,9 @@ _BRIEF_SHARE = 0.3  # of a place's time, for a first look at all candidates
 _LOSING, _FAR_SLOWER = 0.97, 0.9  # speed-ups below which a first look is enough, with and without an interval
 _DOUBTFUL, _FINE = 1.02, 0.01  # speed-up in the noise that earns a third look, and the half-width asked of it
 _LIKELY = 1.05  # speed-up in the noise that is worth a trial in the whole model
-BUDGET_SPENT = "The time budget was spent before it could be measured: raise --budget."
+BUDGET_SPENT = (
+    "No time was left to measure it, besides what the timing of the whole model and the audit may take: raise --budget."
+)
 
 Progress = Callable[[str, int, int], None]
 
@@ -80,23 +82,23 @@ def places(
 
 def choose(
     graph: Graph, found: Sequence[Place], feeds: Feeds, options: RunOptions, deadline: float, progress: Progress
-) -> tuple[list[Choice], list[Attempt]]:
+) -> tuple[list[Choice], list[Attempt], list[Place]]:
     """Measure each distinct place once; gives the winners, one per place at most, and what became of the others.
 
-    `deadline` is a time of `time.perf_counter`; places that it leaves no time for are reported, not guessed.
+    `deadline` is a time of `time.perf_counter`; the places that it leaves no time for come last, they are not guessed.
     """
     distinct: dict[str, Place] = {}
     for place in found:
         distinct.setdefault(place.key, place)
     captured = _capture(graph.model, list(distinct.values()), feeds, options)
-    measured: dict[str, list[Timing] | str] = {}
+    measured: dict[str, list[Timing] | str | None] = {}
     counts = Counter(place.key for place in found)
     most_first = sorted(distinct.items(), key=lambda entry: -counts[entry[0]])
     for number, (key, place) in enumerate(most_first):
         progress("measuring candidates", number, len(distinct))
         left = deadline - time.perf_counter()
         if left < _LEAST_SECONDS:
-            measured[key] = BUDGET_SPENT
+            measured[key] = None
             continue
         seconds = min(_MOST_SECONDS, max(_LEAST_SECONDS, left / (len(distinct) - number)))
         try:
@@ -106,20 +108,24 @@ def choose(
     progress("measuring candidates", len(distinct), len(distinct))
     choices: list[Choice] = []
     attempts: list[Attempt] = []
+    late: list[Place] = []
     for place in found:
         result = measured[place.key]
+        if result is None:
+            late.append(place)
+            continue
         if isinstance(result, str):
             attempts += unmeasured(place.candidates, result)
             continue
         choice, others = _decide(place, result, distinct[place.key].start)
         attempts += others
         choices += [choice] if choice else []
-    return choices, attempts
+    return choices, attempts, late
 
 
 def unmeasured(options: Sequence[Applied], reason: str) -> list[Attempt]:
     """Attempts for candidates that were not measured."""
-    return [_attempt(option, "not_worth_it", reason) for option in options]
+    return [_attempt(option, "unmeasured", reason) for option in options]
 
 
 def compatible(choices: Sequence[Choice]) -> tuple[list[Choice], list[Choice]]:
@@ -177,7 +183,7 @@ def _capture(model: Model, found: Sequence[Place], feeds: Feeds, options: RunOpt
     present = {value.name for value in model.outputs}
     extra = [onnx.ValueInfoProto(name=name) for name in sorted(names - present)]
     session = open_session(
-        model.with_outputs(extra).to_bytes(), options.runtime.at("disable"), external_folder=model.folder
+        model.with_outputs(extra).to_bytes(), options.runtime.plain().at("disable"), external_folder=model.folder
     )
     values = run(session, {name: feeds[name] for name in known}, sorted(names)) if names else {}
     return {**feeds, **values}

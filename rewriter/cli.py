@@ -25,12 +25,13 @@ from rewriter.cli_reports import (
     reports_ready,
     write_reports,
 )
-from rewriter.cli_show import Voice, show
+from rewriter.cli_show import Voice, columns, show
 from rewriter.errors import BadInput, NotVerified
 
 if TYPE_CHECKING:
     from rewriter.api import Result
     from rewriter.options import RunOptions
+    from rewriter.session import Runtime
 
 _CODES = {"equivalent": DONE, "different": DIFFERENT, "approximate": NOT_VERIFIED, "not_verified": NOT_VERIFIED}
 
@@ -50,12 +51,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 @contextlib.contextmanager
-def _reporting(command: str, model: Path, options: RunOptions, reports: Sequence[Path]) -> Iterator[None]:
+def _reporting(command: str, model: Path, runtimes: Sequence[Runtime], reports: Sequence[Path]) -> Iterator[None]:
     """Where a check cannot even be made, the reports say so, too."""
     try:
         yield
     except NotVerified as error:
-        write_reports(reports, failure_report(command, str(error), model, options.runtime))
+        write_reports(reports, failure_report(command, str(error), model, runtimes))
         raise
 
 
@@ -89,7 +90,7 @@ def optimize(
     budget: Annotated[float, typer.Option(metavar="SECONDS", help="Time to spend, audits included.")] = 60.0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Do everything but write OUT.")] = False,
     allow: given.AllowOption = None,
-    provider: given.ProviderOption = "cpu",
+    provider: given.ProviderOption = given.ON_CPU,
     provider_option: given.ProviderOptions = None,
     threads: given.ThreadsOption = 1,
     inputs: given.InputsOption = None,
@@ -111,7 +112,8 @@ def optimize(
     out = _checked_output(model, output, None if dry_run else output or given.default_output(model), report)
     from rewriter import api
 
-    with _reporting("optimize", model, options, report or ()), voice.progress("reading the model") as progress:
+    where = [options.runtime]
+    with _reporting("optimize", model, where, report or ()), voice.progress("reading the model") as progress:
         result = api.optimize(model, options, only=only or (), skip=skip or (), budget=budget, progress=progress)
     return _finish(result, out, report, voice)
 
@@ -129,7 +131,7 @@ def rewrite(
         typer.Option("--set", metavar="PASS.KEY=VALUE", help="A setting of a pass (see `rewriter passes NAME`)."),
     ] = None,
     allow: given.AllowOption = None,
-    provider: given.ProviderOption = "cpu",
+    provider: given.ProviderOption = given.ON_CPU,
     provider_option: given.ProviderOptions = None,
     threads: given.ThreadsOption = 1,
     inputs: given.InputsOption = None,
@@ -156,7 +158,7 @@ def rewrite(
     for name in chosen:
         if name not in passes:
             raise BadInput(f"--set {name}.{next(iter(chosen[name]))} has no effect: add --pass {name}.")
-    with _reporting("rewrite", model, options, report or ()), voice.progress("reading the model") as progress:
+    with _reporting("rewrite", model, [options.runtime], report or ()), voice.progress("reading the model") as progress:
         result = api.rewrite(model, passes, options, settings=chosen, progress=progress)
     return _finish(result, out, report, voice)
 
@@ -200,7 +202,7 @@ def audit(
             metavar="B", show_default=False, help="The file to judge against it; may be left out with two providers."
         ),
     ] = None,
-    provider: given.ProvidersOption = [given.ProviderName.CPU],  # noqa: B006 - never mutated
+    provider: given.ProvidersOption = given.ON_CPU,
     provider_option: given.ProviderOptions = None,
     threads: given.ThreadsOption = 1,
     inputs: given.InputsOption = None,
@@ -228,7 +230,7 @@ def audit(
     from rewriter.report import text_audit as text
 
     models = [Model.load(path) for path in files]
-    with _reporting("audit", before, options, report or ()), voice.progress("comparing the models") as progress:
+    with _reporting("audit", before, runtimes, report or ()), voice.progress("comparing the models") as progress:
         if len(runtimes) > 1:
             crossed = api.cross_audit(files, runtimes, options, progress=progress)
             write_reports(report or (), cross_report(crossed, models, runtimes))
@@ -247,7 +249,7 @@ def bench(
         typer.Argument(metavar="A [B...]", show_default=False, help="A model to time; or others, against the first."),
     ],
     budget: Annotated[float, typer.Option(metavar="SECONDS", help="Time to spend at most.")] = 20.0,
-    provider: given.ProviderOption = "cpu",
+    provider: given.ProviderOption = given.ON_CPU,
     provider_option: given.ProviderOptions = None,
     threads: given.ThreadsOption = 1,
     inputs: given.InputsOption = None,
@@ -272,7 +274,8 @@ def bench(
     from rewriter.report import text_audit as text
 
     loaded = [Model.load(model) for model in models]
-    with _reporting("bench", models[0], options, report or ()), voice.progress("loading the models") as progress:
+    where = [options.runtime]
+    with _reporting("bench", models[0], where, report or ()), voice.progress("loading the models") as progress:
         found = api.bench(list(models), options, budget=budget, progress=progress)
     write_reports(report or (), bench_report(found, loaded, options.runtime))
     if isinstance(found, list):
@@ -290,25 +293,31 @@ def passes(
 
     Its equation, conditions, safety and settings.
     """
-    from rewriter.cli_inspect import pass_blocks, pass_table
+    from rewriter.cli_inspect import needed, pass_blocks, pass_table
     from rewriter.registry import all_passes, pass_named
 
     if name is None:
         show([pass_table(all_passes())], "`rewriter passes NAME` explains one.")
     else:
-        show(pass_blocks(pass_named(name)), f"rewriter rewrite MODEL --pass {name}")
+        rule = pass_named(name)
+        show(pass_blocks(rule), " ".join(filter(None, (f"rewriter rewrite MODEL --pass {name}", needed(rule)))))
     return DONE
 
 
 @app.command()
-def doctor() -> int:
+def doctor(
+    verbose: Annotated[
+        bool, typer.Option("-v", "--verbose", help="Also tools that are not needed, but are used beside this one.")
+    ] = False,
+) -> int:
     """Say what this machine offers.
 
-    Versions, processor, providers and why one is missing, the fast path, other tools.
+    Versions, processor, providers and why one is missing, the fast path.
     """
     from rewriter.doctor import examine
 
-    facts = examine()
+    given.silence()
+    facts = examine(columns(), tools=verbose)
     width = max(len(fact.what) for fact in facts)
     show([], "\n".join(f"{fact.what:{width}}  {fact.found}" for fact in facts))
     return DONE
@@ -324,7 +333,7 @@ def _version() -> str:
 
 
 def _options(
-    provider: given.Provider,
+    provider: Sequence[str],
     provider_option: Sequence[str] | None,
     threads: int,
     inputs: Sequence[Path] | None,
@@ -335,7 +344,8 @@ def _options(
 ) -> RunOptions:
     """The shared options as a record, and ONNX Runtime told to print nothing by itself."""
     given.silence()
-    return given.run_options(provider, provider_option, threads, inputs, input_shape, seed, ort_level, allow)
+    one = given.one_provider(provider)
+    return given.run_options(one, provider_option, threads, inputs, input_shape, seed, ort_level, allow)
 
 
 def _checked_output(model: Path, asked: Path | None, out: Path | None, report: Sequence[Path] | None) -> Path | None:

@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Final, Literal, get_args
 
 import typer
 
@@ -30,12 +30,14 @@ class ProviderName(StrEnum):
     CUDA = "cuda"
 
 
-_RUN = "How the model is run"
-_OUTPUT = "What is written and shown"
+ON_CPU: Final = [ProviderName.CPU]
+"""The default, never mutated."""
 
 ModelArgument = Annotated[Path, typer.Argument(metavar="MODEL", show_default=False, help="The ONNX file to work on.")]
+# Lists, of which commands that run on one provider take one: typer would silently drop all but the last.
 ProviderOption = Annotated[
-    Provider, typer.Option("--provider", help="Where the model runs; never silently replaced by another.")
+    list[ProviderName],
+    typer.Option("--provider", help="Where the model runs; never silently replaced by another."),
 ]
 ProvidersOption = Annotated[
     list[ProviderName],
@@ -106,9 +108,21 @@ def silence() -> None:
     """Tell ONNX Runtime to print nothing by itself."""
     # NumPy first: where ONNX Runtime's extension loads it, Ctrl-C becomes an ImportError that hides what it was.
     import numpy  # noqa: F401
-    import onnxruntime
 
-    onnxruntime.set_default_logger_severity(4)  # fatal only: what a provider cannot load arrives as an exception
+    from rewriter import logs
+
+    logs.silence()
+
+
+def one_provider(names: Sequence[str]) -> Provider:
+    """The one provider that a command runs on; raises BadInput for several."""
+    if len(names) > 1:
+        raise BadInput("--provider is given more than once: only rewriter audit takes several providers.")
+    return _providers(names)[0]
+
+
+def _providers(names: Sequence[str]) -> list[Provider]:
+    return [known for name in names for known in get_args(Provider) if known == name]
 
 
 def audit_options(
@@ -129,7 +143,7 @@ def audit_options(
 
     from rewriter.providers import PROVIDERS
 
-    providers = [known for name in names for known in get_args(Provider) if known == name]
+    providers = _providers(names)
     for provider in providers:
         if providers.count(provider) > 1:
             raise BadInput(f"--provider {provider} is given twice: a provider is compared with another one.")
@@ -177,14 +191,16 @@ def run_options(
 
 
 def provider_options(texts: Sequence[str]) -> tuple[tuple[str, str], ...]:
-    """`key=value` texts as pairs; raises BadInput for another form."""
-    pairs = []
+    """`key=value` texts as pairs; raises BadInput for another form, and for a key given twice."""
+    pairs: dict[str, str] = {}
     for text in texts:
         key, equals, value = text.partition("=")
         if not equals or not key:
             raise BadInput(f"--provider-option {text} is not of the form key=value.")
-        pairs.append((key, value))
-    return tuple(pairs)
+        if key in pairs:
+            raise BadInput(f"--provider-option {key} is given twice: as {pairs[key]} and as {value}.")
+        pairs[key] = value
+    return tuple(pairs.items())
 
 
 def check_budget(seconds: float) -> float:

@@ -98,7 +98,7 @@ def audit_report(audit: Audit, before: Model, after: Model, runtime: Runtime) ->
 
 def cross_report(audit: CrossAudit, models: Sequence[Model], runtimes: Sequence[Runtime]) -> dict[str, Any]:
     """What `rewriter audit --report` writes where several providers are given."""
-    frame = _frame("audit", models[0], models[1] if len(models) > 1 else None, runtimes[0])
+    frame = _frame("audit", models[0], models[1] if len(models) > 1 else None, *runtimes)
     providers = [runtime.provider for runtime in runtimes]
     return {**frame, "providers": providers, "attempts": [], "timing": None, "grade": None, **audit.to_dict()}
 
@@ -129,11 +129,11 @@ def bench_report(result: Latency | Sequence[Timing], models: Sequence[Model], ru
     return {**plain, "timing": pairs[0], "timings": pairs}
 
 
-def failure_report(command: str, reason: str, model: Path, runtime: Runtime) -> dict[str, Any]:
+def failure_report(command: str, reason: str, model: Path, runtimes: Sequence[Runtime]) -> dict[str, Any]:
     """What `--report` writes when a check could not be made at all."""
     from rewriter.model import Model
 
-    frame = _frame(command, Model.load(model), None, runtime)
+    frame = _frame(command, Model.load(model), None, *runtimes)
     return {
         **frame,
         "verdict": "not_verified",
@@ -146,7 +146,7 @@ def failure_report(command: str, reason: str, model: Path, runtime: Runtime) -> 
     }
 
 
-def _frame(command: str, before: Model, after: Model | None, runtime: Runtime) -> dict[str, Any]:
+def _frame(command: str, before: Model, after: Model | None, *runtimes: Runtime) -> dict[str, Any]:
     """What every report has: its schema, the files with their hashes, the environment."""
     from rewriter.report.record import SCHEMA, environment, file_record
 
@@ -155,5 +155,5 @@ def _frame(command: str, before: Model, after: Model | None, runtime: Runtime) -
         "command": command,
         "before": file_record(before, before.path).model_dump(mode="json"),
         "after": None if after is None else file_record(after, after.path).model_dump(mode="json"),
-        "environment": environment(runtime),
+        "environment": environment(*runtimes),
     }

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ INTERRUPTED_SENTENCE = "Interrupted: nothing half-written is left behind."
 
 _WIDE = 100_000
 """Columns when nobody looks: no line is ever broken or cut."""
+_USUAL = 80
 _GAP = 2
 """Blanks between two columns of a table."""
 _LEAST_ROOM = 24
@@ -84,6 +86,11 @@ def show(blocks: Sequence[Block], last: str) -> None:
         sys.stdout.flush()
     except OSError as error:
         lost_output(error)
+
+
+def columns() -> int:
+    """How wide text may be that is folded here: as the terminal, or 80 columns where there is none."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else _USUAL
 
 
 def lost_output(error: OSError) -> None:

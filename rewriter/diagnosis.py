@@ -157,7 +157,7 @@ def check_options(provider: Provider, options: Sequence[tuple[str, str]]) -> Non
         value = dict(options).get(refused[1], "")
         raise BadInput(f"ONNX Runtime does not take '{value}' for the option {refused[1]} of its {provider} provider.")
     given = " ".join(f"{key}={value}" for key, value in options)
-    raise NotVerified(f"ONNX Runtime could not start its {provider} provider with {given}: {said or 'no reason given'}.")
+    raise NotVerified(f"ONNX Runtime could not start its {provider} provider with {given}: {said or 'no reason'}.")
 
 
 def _trial(provider: Provider, own: Mapping[str, str], *, run: bool = True) -> str | None:

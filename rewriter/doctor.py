@@ -21,10 +21,11 @@ from rewriter.providers import PROVIDERS, Provider, preload
 from rewriter.report.record import environment
 from rewriter.session import Runtime
 
-_TOOLS: Final = ("numpy", "scipy", "protobuf", "pydantic", "typer", "rich")
-_PEERS: Final = ("onnxsim", "onnxslim", "onnxoptimizer", "onnxscript", "polygraphy", "torch", "tensorflow")
+_PACKAGES: Final = ("numpy", "scipy", "protobuf", "pydantic", "typer", "rich")
+_TOOLS: Final = ("onnxsim", "onnxslim", "onnxoptimizer", "onnxscript", "polygraphy", "torch", "tensorflow")
 """Tools that are not needed, but that users compare with or export from."""
-_COLUMNS: Final = 80
+_NARROWEST: Final = 30
+"""Columns that sentences get, however narrow the terminal."""
 _GIB: Final = 2**30
 
 
@@ -34,15 +35,19 @@ class Fact:
 
     what: str
     found: str
-    """In lines of at most 80 columns behind the longest `what` and two blanks; the later ones are indented."""
+    """In lines that fit behind the longest `what` and two blanks; the later ones are indented."""
 
 
-def examine() -> list[Fact]:
-    """Everything, one fact each; what is missing is a fact too, never an error."""
-    ort.set_default_logger_severity(4)  # fatal only: what a provider cannot load is among the facts
+def examine(columns: int = 80, *, tools: bool = False) -> list[Fact]:
+    """Everything, one fact each, folded to `columns`; what is missing is a fact too, never an error.
+
+    With `tools` also those beside this one.
+    """
     facts = list(_facts())
+    if tools:
+        facts += (Fact(f"other tool {name}", _version(name)) for name in _TOOLS)
     indent = max(len(fact.what) for fact in facts) + 2
-    return [Fact(fact.what, folded(fact.found, indent)) for fact in facts]
+    return [Fact(fact.what, folded(fact.found, indent, columns)) for fact in facts]
 
 
 def _facts() -> Iterator[Fact]:
@@ -54,18 +59,17 @@ def _facts() -> Iterator[Fact]:
     yield Fact("onnxruntime", ort.__version__)
     yield Fact("onnxruntime package", packages())
     yield Fact("onnx-graphsurgeon", known["onnx-graphsurgeon"])
-    yield Fact("other packages", ", ".join(f"{name} {_version(name)}" for name in _TOOLS))
+    yield Fact("other packages", ", ".join(f"{name} {_version(name)}" for name in _PACKAGES))
     for provider in PROVIDERS:
         yield from provider_facts(provider)
     yield from gpu_facts()
     yield Fact("fast convolutions", fast_path())
-    yield from (Fact(f"peer {name}", _version(name)) for name in _PEERS)
 
 
-def folded(text: str, indent: int) -> str:
-    """`text` in lines that leave room for `indent` columns; commands between backticks stay whole."""
+def folded(text: str, indent: int, columns: int) -> str:
+    """`text` in lines that leave room for `indent` of the columns; commands between backticks stay whole."""
     fixed = re.sub(r"`[^`]*`", lambda command: command[0].replace(" ", "\xa0"), text)
-    lines = textwrap.wrap(fixed, _COLUMNS - indent, break_long_words=False, break_on_hyphens=False)
+    lines = textwrap.wrap(fixed, max(_NARROWEST, columns - indent), break_long_words=False, break_on_hyphens=False)
     return ("\n" + " " * indent).join(lines).replace("\xa0", " ")
 
 

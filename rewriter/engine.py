@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -13,11 +13,10 @@ from rewriter.equivalence import Audit, AuditOptions
 from rewriter.equivalence.records import Verdict
 from rewriter.errors import BadInput
 from rewriter.feeds import Inputs, representative
-from rewriter.graph import Graph
 from rewriter.lifting import convs
 from rewriter.model import Model
 from rewriter.options import RunOptions
-from rewriter.propose import Applied, Step, forbidden, replay, sweep, unreachable_sites
+from rewriter.propose import Applied, Step, check_allowed, replay, sweep, unreachable_sites
 from rewriter.rule import Attempt, Settings
 from rewriter.search import search
 from rewriter.session import open_session, run
@@ -28,6 +27,7 @@ Progress = Callable[[str, int, int], None]
 _MEASURE_SHARE = 0.4
 """Part of the budget that goes into measuring candidates; the timing of the whole model and the audit get the rest."""
 _TIMING_SHARE = 0.25
+_AUDIT_SHARE = 0.25  # kept for the audit where more candidates could be measured than fit into their part
 _MOST_TIMING = 20.0  # seconds for the whole model's timing, unless fewer pairs than an interval needs fit into it
 _BLOCK_SECONDS = 0.1  # of one timed block of the whole model
 
@@ -52,15 +52,16 @@ def quiet(_what: str, _done: int, _total: int) -> None:
 
 
 def rewrite(model: Model, steps: Sequence[Step], options: RunOptions, progress: Progress = quiet) -> Outcome:
-    """Apply the steps wherever they match, and audit the result; the model comes back unchanged unless that passes."""
+    """Apply the steps wherever they match, and audit the result; the model comes back unchanged unless that passes.
+
+    Raises BadInput for a pass that is not allowed what it needs.
+    """
+    check_allowed((step.rule for step in steps), options.allow)
     attempts: list[Attempt] = list(unreachable_sites(model))
     applied: list[Applied] = []
     current = model
     for number, step in enumerate(steps):
         progress("rewriting", number, len(steps))
-        if refused := forbidden(Graph(current), step.rule, options.allow, asked=True):
-            attempts += refused
-            continue
         current, done, declined = sweep(current, step, options.input_shapes, options.runtime.provider)
         applied += done
         attempts += declined
@@ -86,13 +87,13 @@ def optimize(
     """Keep the rewrites measured faster in context if the whole model is faster with them, and audited equivalent."""
     begin = time.perf_counter()
     inputs = representative(model, options)
-    current, applied, attempts = search(model, rules, settings, options, inputs, _MEASURE_SHARE * budget, progress)
+    seconds = min(_MOST_TIMING, _TIMING_SHARE * budget)
+    share = _MEASURE_SHARE * budget
+    most = max(share, budget - seconds - _AUDIT_SHARE * budget - (time.perf_counter() - begin))
+    current, applied, attempts = search(model, rules, settings, options, inputs, share, most, progress)
     attempts += unreachable_sites(model)
     if not applied:
-        return replace(
-            _unchanged(model, attempts, _nothing_done(model, "No rewrite was measured faster.")), inputs=inputs
-        )
-    seconds = min(_MOST_TIMING, _TIMING_SHARE * budget)
+        return replace(_unchanged(model, attempts, _nothing_done(model, _none_faster(attempts))), inputs=inputs)
     current, kept, timing, left_out = _fastest(model, current, applied, inputs, options, seconds, progress)
     attempts = left_out + attempts
     while timing.verdict == "FASTER":
@@ -113,6 +114,12 @@ def optimize(
     attempts = _demoted(kept, timing) + attempts
     reason = f"The whole was not measured faster: {timing.reason}"
     return replace(_unchanged(model, attempts, reason), inputs=inputs, timing=timing)
+
+
+def _none_faster(attempts: Sequence[Attempt]) -> str:
+    """That none is, and that some may be."""
+    left = sum(entry.outcome == "unmeasured" for entry in attempts)
+    return "No rewrite was measured faster" + (f", and {left} could not be measured." if left else ".")
 
 
 def _nothing_done(model: Model, reason: str) -> str:
@@ -266,7 +273,7 @@ def _time(
 def _least_seconds(original: Contender, sessions: int, inputs: Inputs, options: RunOptions) -> float:
     """About how long the least number of pairs takes: each times two blocks of every session."""
     begin = time.perf_counter()
-    session = open_session(original.model, options.runtime, external_folder=original.external_folder)
+    session = open_session(original.model, options.runtime.plain(), external_folder=original.external_folder)
     run(session, inputs.feeds)
     loaded = time.perf_counter()
     run(session, inputs.feeds)
@@ -274,12 +281,18 @@ def _least_seconds(original: Contender, sessions: int, inputs: Inputs, options: 
     return 1.3 * sessions * ((loaded - begin) + (MINIMUM_PAIRS + 1) * 2 * block)
 
 
-def check_pass_choice(known: Mapping[str, Pass], only: Sequence[str], skip: Sequence[str]) -> dict[str, Pass]:
-    """The passes that `--only` and `--skip` leave; raises BadInput for an unknown name or an empty choice."""
+def check_pass_choice(
+    known: Mapping[str, Pass], only: Sequence[str], skip: Sequence[str], allow: Collection[str]
+) -> dict[str, Pass]:
+    """The passes that `--only` and `--skip` leave.
+
+    Raises BadInput for an unknown name, an empty choice, or a pass in `only` that is not allowed what it needs.
+    """
     for name in (*only, *skip):
         if name not in known:
             raise BadInput(f"there is no pass '{name}'; there are: {', '.join(known)}.")
     chosen = {name: rule for name, rule in known.items() if (not only or name in only) and name not in skip}
     if not chosen:
         raise BadInput("--only and --skip leave no pass to try.")
+    check_allowed((rule for name, rule in chosen.items() if name in only), allow)
     return chosen

@@ -325,7 +325,9 @@ def _summed_up(results: tuple[CaseResult, ...]) -> str:
     if not known:
         return f"none of {len(names)} cases could be run ({results[0].reason})"
     failed = [name for name in names if any(result.exact is None for result in by_name[name])]
-    left = f", {len(failed)} could not be run" if failed else ""
+    no_kernel = [name for name in failed if all(result.missing for result in by_name[name] if result.exact is None)]
+    left = f", no kernel for {len(no_kernel)}" if no_kernel else ""
+    left += f", {len(failed) - len(no_kernel)} could not be run" if len(failed) > len(no_kernel) else ""
     bad = [_described(by_name[name]) for name in known if not _overall(by_name[name])]
     if not bad:
         return f"exact ({len(known)} of {len(names)} cases{left})"

@@ -11,7 +11,7 @@ from rewriter.constants import Array, constant, is_constant, why_not_constant
 from rewriter.model import Model
 from rewriter.rule import require
 
-_FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE, onnx.TensorProto.BFLOAT16)
+FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE, onnx.TensorProto.BFLOAT16)
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def lift(model: Model, index: int) -> ConvSite:
     require(
         group > 0 and shape[0] % group == 0, f"its {shape[0]} output channels do not divide into {group} groups", where
     )
-    require(weight_type(model, name) in _FLOATS, "its weight is not a float tensor", where, name)
+    require(weight_type(model, name) in FLOATS, "its weight is not a float tensor", where, name)
     site = ConvSite(model, index, node, shape, int(group))
     bias = site.bias_name
     if bias is not None:

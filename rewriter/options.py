@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -37,8 +37,18 @@ class RunOptions:
     allow: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
+        check_several(self.allow, "allow")
+        object.__setattr__(self, "allow", frozenset(self.allow))  # lists and sets will do
         for name in sorted(self.allow - PERMITS.keys()):
             raise BadInput(f"--allow {name}: there is no such permission; there are: {', '.join(PERMITS)}.")
+
+
+def check_several(values: object, name: str) -> None:
+    """Raise BadInput for one value in place of a collection; of texts and bytes Python would take the letters."""
+    if isinstance(values, Collection) and not isinstance(values, str | bytes):
+        return
+    shown = repr(values) if isinstance(values, str | Path) else f"one {type(values).__name__}"
+    raise BadInput(f"{name} is {shown}: give a list, even of one.")
 
 
 def load_samples(path: Path) -> tuple[Feeds, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import onnx
@@ -53,16 +53,23 @@ def refusal(graph: Graph, rule: Pass, node: int, no: Declined) -> Attempt:
     return Attempt(rule.name, site, "declined", _sentence(no.reason), no.where, no.matched)
 
 
-def forbidden(graph: Graph, rule: Pass, allow: Collection[str], *, asked: bool = False) -> list[Attempt]:
-    """What the pass says at every site while it lacks what it needs; empty when it is all allowed.
+def check_allowed(rules: Iterable[Pass], allow: Collection[str]) -> None:
+    """Raise BadInput for the first pass that lacks what it needs: whoever names it wants it."""
+    for rule in rules:
+        for name in sorted(rule.needs - set(allow)):
+            raise BadInput(
+                f"the pass {rule.name} needs --allow {name} (from Python: RunOptions(allow=frozenset({{'{name}'}}))), "
+                f"because {PERMITS[name]}."
+            )
 
-    Where it was `asked` for by name, that is the answer; elsewhere it is no near miss.
-    """
+
+def forbidden(graph: Graph, rule: Pass, allow: Collection[str]) -> list[Attempt]:
+    """What the pass says at every site while it lacks what it needs; empty when it is all allowed."""
     missing = sorted(rule.needs - set(allow))
     if not missing:
         return []
     options = " ".join(f"--allow {name}" for name in missing)
-    no = Declined(f"{PERMITS[missing[0]]}: it is made only with {options}", matched=int(asked))
+    no = Declined(f"{PERMITS[missing[0]]}: it is made only with {options}")
     return [refusal(graph, rule, node, no) for node in rule.sites(graph)]
 
 

@@ -16,7 +16,8 @@ from rewriter.model import Edit
 
 Setting = int | str | bool | float
 Settings = Mapping[str, Setting]
-Outcome = Literal["accepted", "declined", "different", "not_verified", "slower", "not_worth_it", "failed"]
+Outcome = Literal["accepted", "declined", "different", "not_verified", "unmeasured", "slower", "not_worth_it", "failed"]
+"""`unmeasured`: it may be worth it, but there was no time, or no way, to find out."""
 
 
 class Safety(Enum):

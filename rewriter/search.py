@@ -30,6 +30,7 @@ _FIRST_ROUND = 0.65
 """Part of the measuring time for the first round, so that what it makes possible can be measured as well."""
 _BEFORE_LAST = 0.7
 """Part of it for all rounds before those of the passes that finish."""
+_REPLACED = "It was not measured before another rewrite took its place."
 
 
 def search(
@@ -39,11 +40,13 @@ def search(
     options: RunOptions,
     inputs: Inputs,
     seconds: float,
+    most: float,
     progress: Progress,
 ) -> tuple[Model, list[Applied], list[Attempt]]:
     """Rounds of proposing and measuring until nothing more is faster or `seconds` are spent.
 
-    Passes that finish what others take have rounds of their own, on what the others left.
+    Where candidates are still unmeasured then, up to `most` seconds are.  Passes that finish what others take have
+    rounds of their own, on what the others left.
     """
     begin = time.perf_counter()
     graph = Graph(model, options.input_shapes, options.runtime.provider)
@@ -55,7 +58,8 @@ def search(
     applied: list[Applied] = []
     attempts: list[Attempt] = []
     for number, phase in enumerate(phases, 1):
-        until = begin + seconds * (1.0 if number == len(phases) else _BEFORE_LAST)
+        share = 1.0 if number == len(phases) else _BEFORE_LAST
+        until = (begin + share * seconds, begin + share * most)
         current, done, others = _rounds(current, phase, settings, options, inputs, until, progress)
         applied += done
         attempts += others
@@ -68,41 +72,49 @@ def _rounds(
     settings: Mapping[str, Settings],
     options: RunOptions,
     inputs: Inputs,
-    until: float,
+    until: tuple[float, float],
     progress: Progress,
 ) -> tuple[Model, list[Applied], list[Attempt]]:
-    """Rounds of some of the passes, up to `until`, a time of `time.perf_counter`."""
+    """Rounds of some of the passes, up to `until`: two times of `time.perf_counter`, the later where some are left."""
     begin = time.perf_counter()
+    first = begin + (until[0] - begin) * _FIRST_ROUND
     current = model
     applied: list[Applied] = []
     attempts: list[Attempt] = []
     measured: set[str] = set()
+    late: Mapping[str, Sequence[Applied]] = {}
     for turn in range(_ROUNDS):
         graph = Graph(current, options.input_shapes, options.runtime.provider)
         candidates, declined = _candidates(graph, rules, settings)
         if turn:  # what an earlier round declined, or measured and did not keep, would only come out the same
             new = _fresh(applied, current) - measured
-            candidates = {start: _onward(variants, applied) for start, variants in candidates.items() if start in new}
+            onward = {start: _onward(candidates[start], applied) for start in new & candidates.keys()}
+            attempts += [
+                entry for start in late.keys() - candidates.keys() for entry in unmeasured(late[start], _REPLACED)
+            ]
+            candidates = {start: found for start, found in candidates.items() if start in late} | onward
             candidates = {start: variants for start, variants in candidates.items() if variants}
             declined = []
         attempts += declined
         measured |= candidates.keys()
-        deadline = begin + (until - begin) * (1.0 if turn else _FIRST_ROUND)
-        if time.perf_counter() > deadline:
-            attempts += [entry for variants in candidates.values() for entry in unmeasured(variants, BUDGET_SPENT)]
-            break
-        if not candidates:
+        ends = until[1:] if late or turn == _ROUNDS - 1 else until if turn else (first, *until)
+        deadline = next((end for end in ends if end > time.perf_counter()), None)
+        late = candidates
+        if not candidates or deadline is None:
             break
         found, left_out = places(graph, candidates, inputs.feeds)
         attempts += left_out
-        choices, others = choose(graph, found, inputs.feeds, options, deadline, progress)
+        choices, others, left = choose(graph, found, inputs.feeds, options, deadline, progress)
         attempts += others
+        late = {place.start: place.candidates for place in left}
         kept, clashing = compatible(choices)
         attempts += [_clash(choice) for choice in clashing]
-        if not kept:
+        if not kept and not late:
             break
-        current = current.splice(combine(current, [choice.applied.rewrite for choice in kept]))
+        if kept:
+            current = current.splice(combine(current, [choice.applied.rewrite for choice in kept]))
         applied += [_measured(choice) for choice in kept]
+    attempts += [entry for variants in late.values() for entry in unmeasured(variants, BUDGET_SPENT)]
     return current, applied, attempts
 
 

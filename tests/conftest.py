@@ -15,14 +15,21 @@ hypothesis.settings.register_profile("search", deadline=None, max_examples=1000)
 hypothesis.settings.load_profile("repeatable")
 
 
+def pytest_sessionstart() -> None:
+    """A run that was asked to use CUDA ends at once where it cannot, instead of saying so with each test."""
+    if os.environ.get("REWRITER_REQUIRE_CUDA") != "1":
+        return
+    problem = cuda_problem()
+    if problem is not None:
+        pytest.exit(f"this run was asked to use CUDA, but: {problem}", returncode=pytest.ExitCode.TESTS_FAILED)
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("cuda") is None:
         return
     problem = cuda_problem()
     if problem is None:
         return
-    if os.environ.get("REWRITER_REQUIRE_CUDA") == "1":
-        pytest.fail(f"this run was asked to use CUDA, but: {problem}", pytrace=False)
     pytest.skip(f"{problem}; `make test-cuda` on a machine with a GPU runs it")
 
 

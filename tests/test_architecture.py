@@ -31,11 +31,17 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"propose", "equivalence", "timing"}),
     frozenset({"registry"}),  # finding the passes
     frozenset({"base"}),  # the base class of passes
-    frozenset({"match"}),
-    frozenset({"emit", "fold"}),  # a conv map as nodes, a permutation into the producer's weights
+    frozenset({"match", "shuffling"}),  # where a pattern fits, a channel shuffle before a convolution
+    frozenset({"views"}),  # a run of nodes in another layout
+    frozenset({"runs"}),  # convolutions and what is around them, to be computed in another layout together
+    frozenset({"alike"}),  # nodes that can be in a run
+    frozenset({"transposing"}),  # a ConvTranspose node as its map
+    frozenset({"absorb", "emit", "fold", "stacks"}),  # a conv map as nodes, a permutation into the producer's weights
     frozenset({"proof"}),  # what was tracked, as a channel mix
-    frozenset({"track"}),  # what data movement and reductions do to channels
+    frozenset({"convmaps", "track"}),  # a Conv node with its geometry; what data movement and reductions do to channels
     frozenset({"delimit", "following", "lifting"}),  # what a rewrite may remove, a Conv node as a conv map
+    frozenset({"affine", "selection", "windows"}),  # affine nodes, channels picked from a tensor, what a Conv looks at
+    frozenset({"between", "per_channel"}),  # nodes between two others; operators that keep channels apart
     frozenset({"rule", "pattern", "conv"}),
     frozenset({"graph"}),  # the model as passes see it
     frozenset({"build"}),  # new nodes
@@ -47,7 +53,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"model"}),  # load, look, splice
     frozenset({"diagnosis"}),  # why a provider cannot be used
     frozenset({"external", "wire", "wiring", "providers", "nvidia"}),  # data files, bytes, graph wiring; devices
-    frozenset({"contrib", "errors", "exactness_cases", "visible"}),  # operators of ONNX Runtime's own; sums to probe
+    frozenset({"contrib", "errors", "exactness_cases", "logs", "visible"}),  # operators of ORT's own; sums to probe
 )
 TABLE = Path(__file__).name
 RANK = {name: rank for rank, row in enumerate(LAYERS) for name in row}

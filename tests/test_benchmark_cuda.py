@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,7 @@ def report(tiny: None, tmp_path_factory: pytest.TempPathFactory) -> dict[str, An
 
 def test_the_whole_run(report: dict[str, Any]) -> None:
     assert report["finished"]
+    assert datetime.fromisoformat(report["date"]).tzinfo is not None
     assert report["environment"]["provider"] == report["exactness"]["provider"] == "cpu"
     (row,) = report["rows"]
     assert (row["model"], row["dtype"], row["batch"]) == ("any", "float32", 1)
@@ -184,6 +186,28 @@ def test_what_does_not_fit_is_said(tiny: None, tmp_path: Path, monkeypatch: pyte
     assert found["regroup to 8"]["status"] == "measured"
     assert found["dense"]["status"] == "not measured"
     assert "of 2 candidates 1 fit" in found["dense"]["reason"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("--seconds", "nan"), "--seconds nan is no positive number of seconds"),
+        (("--seconds", "-5"), "--seconds -5 is no positive number of seconds"),
+        (("--processes", "-1"), "--processes -1 is negative"),
+        (("--output", "nowhere/out.json"), "the folder of --output nowhere/out.json does not exist"),
+    ],
+)
+def test_bad_usage(arguments: Sequence[str], sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cuda.main(arguments)
+    assert ended.value.code == 2
+    assert sentence in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_run_that_measured_nothing_is_not_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda, "_tried", lambda *_: [])
+    found = measured_by(cuda.Plan("cpu", (), (), 1.0, tmp_path / "out.json"))
+    assert not found["finished"]
 
 
 def test_the_time_goes_to_models_with_something_to_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

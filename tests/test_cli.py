@@ -93,6 +93,14 @@ BAD: tuple[tuple[Sequence[str], str], ...] = (
     ((*REWRITE, "--provider", "tpu"), "Invalid value for '--provider': 'tpu' is not one of"),
     ((*REWRITE, "--provider-option", "arena"), "not of the form key=value"),
     ((*REWRITE, "--provider-option", "foo=bar"), "--provider-option foo has no effect on the cpu provider"),
+    *(
+        ((*asked, "--provider", "cuda", "--provider", "cpu"), "only rewriter audit takes several providers")
+        for asked in (REWRITE, OPTIMIZE, ("bench", "net.onnx"))
+    ),
+    (
+        (*REWRITE, "--provider", "cuda", "--provider-option", "use_tf32=1", "--provider-option", "use_tf32=0"),
+        "--provider-option use_tf32 is given twice: as 1 and as 0",
+    ),
     ((*REWRITE, "--ort-level", "99"), "--ort-level"),
     ((*OPTIMIZE, "--budget", "0"), "no positive number of seconds"),
     ((*OPTIMIZE, "--budget", "nan"), "no positive number of seconds"),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,11 @@ import onnx
 import pytest
 from onnx import TensorProto, numpy_helper
 
+import rewriter.choose
+import rewriter.engine
+import rewriter.equivalence.cut
+import rewriter.equivalence.whole
+import rewriter.timing.runners
 from cli_runs import small_network
 from fake_cuda import fake_cuda
 from rewriter import RunOptions, Runtime, audit, bench, cross_audit, optimize, rewrite
@@ -57,7 +63,7 @@ def test_one_model_computes_the_same_on_cpu_and_cuda(cuda: Runtime, dtype: str) 
     assert found.verdict == "equivalent", found.reason
     (crossing,) = found.crossings
     assert crossing.regions
-    assert (crossing.deployed is not None) == cuda.tf32
+    assert (crossing.deployed is not None) == (dtype == "float32")  # what TF32 concerns
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
@@ -80,7 +86,7 @@ def test_each_rewrite_is_equivalent_there(cuda: Runtime, name: str, settings: di
     assert made is not None
     assert made.provider == "cuda"
     assert made.provider_options["use_tf32"] == "0"
-    assert made.deployed is not None
+    assert (made.deployed is not None) == (dtype == "float32")
     assert all(region.level("L3").outcome == "pass" for region in made.regions)  # type: ignore[union-attr] # it ran
 
 
@@ -114,6 +120,31 @@ def test_optimize_measures_and_audits_there(cuda: Runtime, tmp_path: Path) -> No
         assert (tmp_path / "out.onnx").read_bytes() == model.SerializeToString()
 
 
+def test_optimize_captures_only_what_it_times(cuda: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A captured session that is fed NumPy arrays replays on the addresses of the first ones."""
+    fed: list[Runtime] = []
+    timed: list[Runtime] = []
+
+    def noted(where: ModuleType, seen: list[Runtime]) -> None:
+        real = where.open_session
+
+        def opened(model: Any, runtime: Runtime, **others: Any) -> Any:
+            seen.append(runtime)
+            return real(model, runtime, **others)
+
+        monkeypatch.setattr(where, "open_session", opened)
+
+    for where in (rewriter.choose, rewriter.engine, rewriter.equivalence.cut, rewriter.equivalence.whole):
+        noted(where, fed)
+    noted(rewriter.timing.runners, timed)
+    result = optimize(small_network(), RunOptions(cuda.with_options(enable_cuda_graph="1")), budget=8)
+    assert result.report.verdict == "equivalent"
+    assert fed
+    assert timed
+    assert not any(runtime.captures for runtime in fed)
+    assert all(runtime.captures for runtime in timed)
+
+
 @pytest.mark.parametrize("captured", ["0", "1"])
 def test_timing_with_and_without_a_cuda_graph(cuda: Runtime, captured: str) -> None:
     model = net(groups=8, inputs=4, outputs=4, size=(14, 14))
@@ -136,9 +167,17 @@ def test_the_command_line_takes_two_providers(
     said = capsys.readouterr().out
     assert "== B against A on cuda ==" in said
     assert "== B on cuda against B on cpu ==" in said
-    assert said.splitlines()[-1].startswith("EQUIVALENT | cpu: equivalent | cuda: equivalent | cuda against cpu:")
+    assert said.splitlines()[-1] == (
+        "EQUIVALENT | B against A on cpu: equivalent (finite) | B against A on cuda: equivalent (finite) | "
+        "A on cuda against A on cpu: equivalent (rounding) | B on cuda against B on cpu: equivalent (rounding)"
+    )
+    assert "first provider's own" in said
     content = json.loads(report.read_text())
     assert content["providers"] == ["cpu", "cuda"]
+    facts = {"gpus", "driver", "cuda", "cudnn", "provider_options"}  # whichever provider is the first
+    assert facts <= content["environment"].keys()
+    assert content["environment"]["provider_options"] == "use_tf32=0"
+    assert content["environment"]["provider"] == "cpu, cuda"
     assert [entry["provider_options"].get("use_tf32") for entry in content["pairs"]] == [None, "0"]
     assert main(["audit", str(before), *both]) == 0
     assert main(["bench", str(before), str(after), "--provider", "cuda", "--budget", "2"]) == 0

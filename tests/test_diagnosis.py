@@ -16,7 +16,7 @@ from typing import Any
 import onnxruntime as ort
 import pytest
 
-from rewriter import diagnosis, nvidia
+from rewriter import diagnosis, logs, nvidia
 from rewriter.diagnosis import built_for, distributions, explain, problem
 from rewriter.providers import PROVIDERS
 
@@ -222,6 +222,28 @@ def test_it_is_the_device_asked_for_that_is_tried(machine: Machine) -> None:
         "smaller number, or show more devices with CUDA_VISIBLE_DEVICES."
     )
     assert [problem("cuda", 2), explain("cuda", 2)] == [expected, expected]
+
+
+def test_a_provider_that_there_is_not_is_said(machine: Machine) -> None:
+    assert explain("rocm") == "There is no provider 'rocm': choose one of cpu, cuda."  # type: ignore[arg-type] # as asked
+
+
+@pytest.mark.parametrize("failure", ["", NO_DEVICE])
+def test_nothing_is_logged_while_a_provider_is_tried(
+    failure: str, machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ONNX Runtime logs the library that it misses on standard error, besides what is said here."""
+    set_to: list[int] = []
+    monkeypatch.setattr(ort, "set_default_logger_severity", set_to.append)
+    monkeypatch.setattr(logs, "_silent", False)
+    machine.failure = failure
+    explain("cuda")
+    assert set_to == [4, 2]  # and back to ONNX Runtime's default
+    explain("cpu")
+    assert set_to == [4, 2]
+    logs.silence()
+    explain("cuda")
+    assert set_to == [4, 2, 4, 4]  # for good
 
 
 def test_there_is_no_cuda_on_macos(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:

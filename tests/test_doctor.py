@@ -114,10 +114,25 @@ def test_two_packages_are_one_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_commands_are_not_broken_over_lines() -> None:
     command = '`pip install "onnxruntime-gpu[cuda,cudnn]"`'
     for length in range(40):
-        lines = folded(f"{'x' * length} {command} and more", 20).split("\n" + " " * 20)
+        lines = folded(f"{'x' * length} {command} and more", 20, 80).split("\n" + " " * 20)
         assert sum(command in line for line in lines) == 1
         assert max(map(len, lines)) <= 60
-    assert folded("short", 20) == "short"
+    assert folded("short", 20, 80) == "short"
+
+
+def test_it_is_folded_to_the_width_it_gets() -> None:
+    for columns in (60, 80, 150):
+        found = examine(columns)
+        behind = max(len(fact.what) for fact in found) + 2
+        lines = [line.strip() for fact in found for line in fact.found.splitlines()]
+        widest = max(len(line) for line in lines if "`" not in line)  # commands stay whole
+        assert columns - 40 < behind + widest <= columns
+
+
+def test_other_tools_are_told_when_asked(tmp_path: Path) -> None:
+    said, more = (run("doctor", *options, cwd=tmp_path).stdout for options in ((), ("-v",)))
+    assert "onnxsim" not in said
+    assert "other tool onnxsim" in more
 
 
 @pytest.mark.cuda

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -220,6 +221,35 @@ def test_the_set_that_is_surely_faster_wins(model: Model, measured: Callable[...
 def test_without_time_every_candidate_says_so(model: Model, measured: Callable[..., None]) -> None:
     measured(lambda _: pytest.fail("there is no time to measure"), lambda _: pytest.fail("nothing is left to time"))
     outcome = optimize(model, {REGROUP.name: REGROUP}, {REGROUP.name: BLOCK}, OPTIONS, budget=1e-9)
-    reasons = [entry.reason for entry in outcome.attempts if entry.outcome == "not_worth_it"]
+    reasons = [entry.reason for entry in outcome.attempts if entry.outcome == "unmeasured"]
     assert len(reasons) == 1
-    assert "budget was spent" in reasons[0]
+    assert "raise --budget" in reasons[0]
+    assert outcome.reason == "No rewrite was measured faster, and 1 could not be measured."
+
+
+def test_what_the_first_round_left_over_is_measured_after_it(
+    model: Model, measured: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    two = Model.load(resnext_model(ResNeXt(image=32, blocks=(1, 1), width=16, groups=16, classes=10)))
+    measured(lambda _: timing(1.5, "FASTER"), lambda _: timing(1.4, "FASTER"))
+    everything = kept(run(two, REGROUP))
+    assert len(everything) == 2
+    # A clock on which a measurement takes 4 s, and everything else nothing.
+    now = [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+
+    def slow(_original: Contender, some: Sequence[Contender], *_: Any, **__: Any) -> list[Timing]:
+        now[0] += 4
+        return [timing(1.5, "FASTER") for _ in some]
+
+    monkeypatch.setattr(rewriter.choose, "compare", slow)
+
+    def spending(budget: float) -> Outcome:
+        now[0] = 0.0
+        return optimize(two, {REGROUP.name: REGROUP}, {REGROUP.name: BLOCK}, OPTIONS, budget)
+
+    # The first round ends after 0.26 of the budget, measuring after 0.5 at most.
+    assert len(kept(spending(9))) == 2
+    short = spending(7)
+    assert len(kept(short)) == 1
+    assert [entry.outcome for entry in short.attempts if "raise --budget" in entry.reason] == ["unmeasured"]

@@ -298,6 +298,7 @@ WRONG: dict[str, Any] = {"exact": False, "wrong": 2, "largest_error": 1.0}
     [
         ([result("a"), result("b")], "exact (2 of 2 cases)"),
         ([result("a"), result("b", None, reason="no")], "exact (1 of 2 cases, 1 could not be run)"),
+        ([result("a"), result("b", None, reason="no", missing=True)], "exact (1 of 2 cases, no kernel for 1)"),
         ([result("a", None, reason="no kernel")], "none of 1 cases could be run (no kernel)"),
         ([result("a"), result("b", **WRONG)], "exact but for b (2 wrong of 4096, at most 1)"),
         (

@@ -76,14 +76,19 @@ def test_the_commands_do_what_is_said(
 
 
 @pytest.mark.slow
-def test_the_python_runs(empty: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (code,) = blocks("python")
+def test_the_python_runs(empty: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, on_a_gpu = (code.replace("budget=20", "budget=2") for code in blocks("python"))
     Path("model.onnx").write_bytes(small_network().SerializeToString())
-    exec(compile(code.replace("budget=20", "budget=2"), "README.md", "exec"), {})
+    exec(compile(plain, "README.md", "exec"), {})
     assert Path("faster.onnx").exists()
     said = capsys.readouterr().out
     assert "equivalent finite" in said
     assert "conv2" in said.splitlines()[-1]
+    fake_cuda(monkeypatch)  # it runs everywhere, too
+    exec(compile(on_a_gpu, "README.md", "exec"), {})
+    first, last = capsys.readouterr().out.splitlines()
+    assert first == "equivalent cuda"
+    assert last == "equivalent [('cuda', 'cpu', 'rounding')]"
 
 
 def made(*targets: str) -> list[str]:

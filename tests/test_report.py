@@ -10,7 +10,7 @@ import onnx
 import pytest
 
 from rewriter.choose import Place, _decide
-from rewriter.equivalence.records import Audit, OutputAudit, RegionAudit, Verdict, failed, passed
+from rewriter.equivalence.records import Audit, CrossAudit, OutputAudit, RegionAudit, Verdict, failed, passed
 from rewriter.report import text, text_audit
 from rewriter.report.record import AttemptRecord, FileRecord, Report, TimingRecord
 from rewriter.report.text import Table
@@ -205,6 +205,47 @@ def test_an_audit_tells_regions_outputs_and_notes() -> None:
     assert tables[2].rows[0][2:] == ("1.00e-06", "2.00e-06", "3.00e-06", "1.00e-07", "0.25", "compared")
     assert blocks[-1] == "Note: A note."
     assert text_audit.audit_conclusion(good) == "EQUIVALENT | grade exact | 2 regions | passed L0 L1"
+    both = good.model_copy(update={"deployed": good})
+    assert text_audit.audit_conclusion(both).endswith(" | passed L0 L1 | also in TF32, as deployed")
+
+
+def test_the_last_line_of_a_cross_audit_says_which_model_is_meant() -> None:
+    pairs = [audited("equivalent").model_copy(update={"provider": name}) for name in ("cpu", "cuda")]
+    fine, bad = (
+        audited(verdict).model_copy(update={"provider": "cuda", "reference": "cpu"})
+        for verdict in ("equivalent", "different")
+    )
+    crossed = CrossAudit(verdict="different", reason="Not shown.", pairs=tuple(pairs), crossings=(fine, bad))
+    assert text_audit.cross_conclusion(crossed) == (
+        "DIFFERENT | B against A on cpu: equivalent (exact) | B against A on cuda: equivalent (exact) | "
+        "A on cuda against A on cpu: equivalent (exact) | B on cuda against B on cpu: different | "
+        "B on cuda against B on cpu: So it is"
+    )
+    headings = [block for block in text_audit.cross_blocks(crossed, verbose=False) if str(block).startswith("== ")]
+    assert headings[-1] == "== B on cuda against B on cpu =="
+    (alone, table) = (
+        text_audit.cross_conclusion(CrossAudit(verdict="equivalent", reason="", pairs=(), crossings=(fine,))),
+        text_audit.audit_blocks(fine, verbose=False),
+    )
+    assert alone == "EQUIVALENT | A on cuda against A on cpu: equivalent (exact)"
+    assert "first provider's own" in [block for block in table if isinstance(block, Table)][-1].columns
+
+
+def test_optimize_says_how_a_device_was_timed() -> None:
+    plain = TIMING.model_copy(update={"provider": "cuda", "bound": True, "device": "NVIDIA H200"})
+    told = text.report_blocks(report(timing=plain), verbose=False)
+    assert any("Timed on NVIDIA H200, without a CUDA graph" in str(block) for block in told)
+    assert "Clocks: the device does not tell them." in told
+    graphs = plain.model_copy(update={"cuda_graph": True, "before_cuda_graph": True})
+    told = text.report_blocks(report(timing=graphs), verbose=False)
+    assert any("Timed on NVIDIA H200, as a captured CUDA graph" in str(block) for block in told)
+    assert not any("Timed on" in str(block) for block in text.report_blocks(report(), verbose=False))
+
+
+def test_what_was_not_measured_is_not_called_not_worth_it() -> None:
+    made = report(attempts=(*report().attempts, attempt("unmeasured", "No time."), attempt("not_worth_it", "Noise.")))
+    told = text.report_blocks(made, verbose=False)
+    assert "Also considered: 1 unmeasured, 1 not worth it; -v shows each with its reason." in told
 
 
 def test_a_different_region_says_why() -> None:

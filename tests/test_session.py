@@ -14,6 +14,7 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from rewriter import logs
 from rewriter import session as session_module
 from rewriter.errors import BadInput, NotVerified
 from rewriter.providers import PROVIDERS, Provider, available
@@ -211,6 +212,29 @@ def test_a_provider_is_required_to_run_a_model(monkeypatch: pytest.MonkeyPatch) 
     assert asked == [("cuda", 0)] * 3  # once it worked, it is not tried again
     require_provider(Runtime("cuda", provider_options=(("device_id", "1"),)))
     assert asked[3:] == [("cuda", 1)]  # another device is another question
+
+
+def test_nothing_is_logged_while_a_session_is_opened(conv: onnx.ModelProto, monkeypatch: pytest.MonkeyPatch) -> None:
+    set_to: list[int] = []
+    during: list[list[int]] = []
+    real = ort.InferenceSession
+
+    def opened(*arguments: Any, providers: list[str], **others: Any) -> Any:
+        during.append(list(set_to))
+        return real(*arguments, providers=["CPUExecutionProvider"], **others)
+
+    monkeypatch.setattr(ort, "get_available_providers", lambda: ["OddExecutionProvider", "CPUExecutionProvider"])
+    monkeypatch.setattr(ort, "InferenceSession", opened)
+    monkeypatch.setattr(ort, "set_default_logger_severity", set_to.append)
+    monkeypatch.setattr(logs, "_silent", False)
+    monkeypatch.setattr(session_module, "explain", lambda *_: "It is odd.")
+    odd = dataclasses.replace(PROVIDERS["cuda"], onnxruntime="OddExecutionProvider")
+    monkeypatch.setitem(PROVIDERS, "cuda", odd)
+    with pytest.raises(NotVerified, match="It is odd"):
+        open_session(conv, Runtime("cuda"))
+    assert (during, set_to) == ([[4]], [4, 2])
+    open_session(conv, Runtime())
+    assert set_to == [4, 2]
 
 
 @pytest.mark.parametrize("number", ["gpu", "-1", "", "1.0", "²"])

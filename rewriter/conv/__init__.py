@@ -6,18 +6,86 @@ A conv map has a weight `[M, C/G, *K]` and G groups: output channel m reads inpu
 
 from __future__ import annotations
 
+from rewriter.conv.affine import Affine, Folding, batch_norm
+from rewriter.conv.branches import Branch, Window, common_window, merge_branches, split_groups, widen
+from rewriter.conv.compose import (
+    ConvMap,
+    NotComposable,
+    bias_through,
+    compose_windows,
+    composed,
+    multiplications,
+    padded_axes,
+    why_not_linear,
+)
+from rewriter.conv.dense import Blocks, blocks, dense_to_grouped
+from rewriter.conv.factor import Split, cost, factorize, splits
 from rewriter.conv.groups import grouped_to_depthwise, regroup
 from rewriter.conv.mixing import ChannelMix, Grouped, NotGrouped, mix
+from rewriter.conv.multiplier import merge_multiplier, multiplier_order, permute_inputs, split_multiplier
+from rewriter.conv.ranks import (
+    channel_constant,
+    drop_attribute_axis,
+    drop_weight_axis,
+    insert_attribute_axis,
+    insert_axis,
+    insert_weight_axis,
+    is_flat,
+)
+from rewriter.conv.rounding import NotRepresentable, rounded
+from rewriter.conv.transposed import as_conv, as_transposed, merge_transposed, regroup_transposed, split_transposed
 from rewriter.conv.types import Array, Floats, Ints
 
 __all__ = [
+    "Affine",
     "Array",
+    "Blocks",
+    "Branch",
     "ChannelMix",
+    "ConvMap",
     "Floats",
+    "Folding",
     "Grouped",
     "Ints",
+    "NotComposable",
     "NotGrouped",
+    "NotRepresentable",
+    "Split",
+    "Window",
+    "as_conv",
+    "as_transposed",
+    "batch_norm",
+    "bias_through",
+    "blocks",
+    "channel_constant",
+    "common_window",
+    "compose_windows",
+    "composed",
+    "cost",
+    "dense_to_grouped",
+    "drop_attribute_axis",
+    "drop_weight_axis",
+    "factorize",
     "grouped_to_depthwise",
+    "insert_attribute_axis",
+    "insert_axis",
+    "insert_weight_axis",
+    "is_flat",
+    "merge_branches",
+    "merge_multiplier",
+    "merge_transposed",
     "mix",
+    "multiplications",
+    "multiplier_order",
+    "padded_axes",
+    "permute_inputs",
     "regroup",
+    "regroup_transposed",
+    "rounded",
+    "split_groups",
+    "split_multiplier",
+    "split_transposed",
+    "splits",
+    "why_not_linear",
+    "widen",
 ]

@@ -43,9 +43,14 @@ def align(
 
     `blocks` are the first symbols of the tensors that enter.  Raises Unsupported where there are no common axes.
     """
+    steps = {
+        conv.upsampling if max(conv.upsampling, default=1) > 1 else () for convs, _ in (old, new) for conv in convs
+    }
+    if len(steps) > 1:
+        raise Unsupported("there are transposed convolutions of different strides")
     sides = [([_squeezed(conv) for conv in convs], positions) for convs, positions in (old, new)]
     every = [conv for convs, _ in sides for conv in convs]
-    if not all(map(_is_regular, every)):
+    if any(conv.upsampling for conv in every) or not all(map(_is_regular, every)):
         return _unaligned(*sides[0], every, blocks), _unaligned(*sides[1], every, blocks)
     reading = sorted({key for conv in every for key in _reading(conv)}, reverse=True)
     first, second = (_over(convs, positions, reading, blocks) for convs, positions in sides)

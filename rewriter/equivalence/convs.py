@@ -15,6 +15,7 @@ from rewriter.equivalence.composition import Mix, Stage, compose
 from rewriter.equivalence.forms import NOTHING, Floats, Form, Impossible, Integers, Unsupported
 from rewriter.equivalence.geometry import pads_of
 from rewriter.equivalence.oracle import convolve
+from rewriter.equivalence.transposed import mirrored, transposed_geometry
 from rewriter.shapes import Shape
 
 
@@ -53,6 +54,11 @@ class ConvUse:
     """`[M, C/G, *K]`: products summed in each weight, where these were computed; 0: none, the weight is not there."""
     magnitude: Floats | None = None
     """The same: Σ|·| of the products."""
+    upsampling: Shape = ()
+    """Of a ConvTranspose, its strides: the input is read as if it had this less one zeros between its elements.
+
+    Strides, dilations and pads are in steps of that wider grid, `grid` is the input's own.
+    """
 
     @property
     def stage(self) -> Stage:
@@ -164,6 +170,36 @@ def conv_use(
     return _scaled(plain, _by_channel(data.coef[..., 0][box], where))
 
 
+def upsampled_use(
+    node: onnx.NodeProto, data: Form, weight: Array, family: Family, first: int, others: Sequence[ConvUse]
+) -> ConvUse:
+    """A ConvTranspose as a convolution of its input with zeros between (see `transposed`).
+
+    Raises Unsupported as `conv_use`, and where its input is shifted or comes from another convolution.
+    """
+    where = f"ConvTranspose '{node.output[0]}'"
+    if data.offset is not None:
+        raise Unsupported(f"the input of {where} is shifted")
+    if any(data.index.max(initial=NOTHING) >= conv.family.first for conv in others):
+        raise Unsupported(f"the input of {where} comes from a convolution")
+    try:
+        found = transposed_geometry(attributes(node), data.shape[2:], weight.shape[2:])
+        turned = mirrored(weight, found.group)
+    except ValueError as error:
+        raise Unsupported(f"{where} is not covered ({error})") from error
+    if weight.shape[0] != data.shape[1]:
+        raise Impossible(f"{where} has weights {list(weight.shape)} for {data.shape[1]} channels")
+    if (*family.grid[1:],) != found.sizes:
+        raise Unsupported(f"the output of {where} is {list(found.sizes)}, not {list(family.grid[1:])} as declared")
+    if not bool((data.index[..., 0] >= 0).all()):
+        raise Unsupported(f"the input of {where} is partly padding")
+    reach = zip(turned.shape[2:], found.dilations, found.begin, strict=True)
+    begin = tuple((k - 1) * d - b for k, d, b in reach)
+    ones = (1,) * len(begin)
+    plain = conv_use(node, data, turned, Geometry(found.group, ones, found.dilations, begin, ones), family, first, ())
+    return replace(plain, upsampling=found.strides)
+
+
 def _by_channel(coef: Floats, where: str) -> Floats:
     """`[C]` from `[N, C, *S]`; raises Unsupported where a channel is not scaled alike everywhere."""
     flat = coef.swapaxes(0, 1).reshape(coef.shape[1], -1)
@@ -192,6 +228,8 @@ def _composed(
     """A convolution of convolutions as the effective one."""
     where = f"Conv '{node.output[0]}'"
     middle = inner[0].family
+    if any(conv.upsampling for conv in inner):
+        raise Unsupported(f"the input of {where} comes from a ConvTranspose")
     box, cropped = _border(np.asarray((data.index >= 0).any(axis=-1)), where)
     index = data.index[box]  # [N, C, *S, T]
     if (index.shape[0], *index.shape[2:-1]) != middle.grid:

@@ -77,7 +77,9 @@ def cross_audit(
     verdict = weakest(found.verdict for found in (*pairs, *crossings))
     weak = next(found for found in (*pairs, *crossings) if found.verdict == verdict)
     where = f"{weak.provider} against {weak.reference}" if weak.reference else weak.provider
-    reason = f"{len(pairs) + len(crossings)} audits agree." if verdict == "equivalent" else f"On {where}: {weak.reason}"
+    count = len(pairs) + len(crossings)
+    agreed = "The audit agrees." if count == 1 else f"All {count} audits agree."
+    reason = agreed if verdict == "equivalent" else f"On {where}: {weak.reason}"
     return CrossAudit(verdict=verdict, reason=reason, pairs=tuple(pairs), crossings=tuple(crossings))
 
 

@@ -14,7 +14,7 @@ import onnx
 from onnx import numpy_helper
 
 from rewriter.constants import Array, constant
-from rewriter.equivalence.fused import functions, is_conv, standing_for
+from rewriter.equivalence.fused import functions, is_conv, is_transposed, standing_for
 from rewriter.equivalence.precision import significand_bits
 from rewriter.equivalence.regions import Region, Side
 from rewriter.region import extract
@@ -40,7 +40,7 @@ class Cut:
         """Weights that are added: biases of convolutions, operands of Add, Sub and Sum."""
         found: set[str] = set()
         for node in self.proto.graph.node:
-            if is_conv(node):
+            if is_conv(node) or is_transposed(node):
                 found.update(node.input[2:])
             elif node.op_type in ("Add", "Sub", "Sum"):
                 found.update(node.input)

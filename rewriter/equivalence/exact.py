@@ -31,6 +31,7 @@ Rerun = Callable[[onnx.ModelProto], onnx.ModelProto]
 
 EXACT = (LINEAR - {"BatchNormalization"}) | {"Relu", "Max", "Min", "MaxPool", "MatMul", "Gemm"}
 """Operators that turn integers into integers without rounding while they fit."""
+_CONVS = frozenset({"Conv", "ConvTranspose"})
 _BENDS = frozenset({"Relu", "Max", "Min", "MaxPool"})
 _LARGEST_INPUT = 15
 _LARGEST_WEIGHTS = (32, 8, 2, 1)
@@ -340,7 +341,7 @@ def _draws(exchange: Exchange, bits: int) -> list[_Draw]:
 
 def _has_offsets(cut: Cut) -> bool:
     """Whether anything but kernels of convolutions could make the outputs of zeros other than zero."""
-    kernels = {name for node in cut.proto.graph.node if node.op_type == "Conv" for name in node.input[1:2]}
+    kernels = {name for node in cut.proto.graph.node if node.op_type in _CONVS for name in node.input[1:2]}
     return bool(cut.offsets) or not kernels >= cut.weights.keys()
 
 

@@ -65,6 +65,11 @@ def is_conv(node: onnx.NodeProto, own: Collection[tuple[str, str]] = ()) -> bool
     return is_fused_conv(node, own) or (node.op_type == "Conv" and is_default(node, own))
 
 
+def is_transposed(node: onnx.NodeProto, own: Collection[tuple[str, str]] = ()) -> bool:
+    """Whether the node is a transposed convolution."""
+    return node.op_type == "ConvTranspose" and is_default(node, own)
+
+
 def inner_activation(node: onnx.NodeProto) -> Activation | None:
     """The activation in a FusedConv, None where it has none; raises Unsupported for one that is not known."""
     found = attributes(node)

@@ -1,4 +1,4 @@
-"""A region's outputs in float64, by ONNX's reference operators and an own convolution: exact for integers below 2^53.
+"""A region's outputs in float64, by ONNX's reference operators and own convolutions: exact for integers below 2^53.
 
 The same evaluation on absolute values gives S = Σ|w||x| + |b|, the scale of every rounding bound.
 """
@@ -21,6 +21,7 @@ from rewriter.equivalence.cut import Cut
 from rewriter.equivalence.fused import expanded
 from rewriter.equivalence.geometry import pads_of
 from rewriter.equivalence.precision import significand_bits
+from rewriter.equivalence.transposed import ConvTranspose
 from rewriter.session import reason
 
 _Floats = NDArray[np.float64]
@@ -47,7 +48,7 @@ class Oracle:
         del proto.graph.output[:]
         proto.graph.output.extend(onnx.helper.make_empty_tensor_value_info(v.name) for v in cut.proto.graph.output)
         try:
-            self._evaluator = ReferenceEvaluator(proto, new_ops=[Conv])
+            self._evaluator = ReferenceEvaluator(proto, new_ops=[Conv, ConvTranspose])
         except Exception as error:  # it has exceptions of its own for operators it does not know
             raise _failure(error) from error
 

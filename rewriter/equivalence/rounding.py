@@ -121,7 +121,11 @@ def estimate(cut: Cut) -> int:
 
 
 def _summed(node: onnx.NodeProto, weight: Array) -> int:
-    """Products behind one element: of `[M, C/G, *K]`, or of a matrix `[.., K, N]`, transposed or not."""
+    """Products behind one element: of `[M, C/G, *K]`, `[C, M/G, *K]`, or a matrix `[.., K, N]`, transposed or not."""
+    if node.op_type == "ConvTranspose":
+        group = attributes(node).get("group", 1)
+        assert isinstance(group, int)
+        return int(np.prod(weight.shape[2:])) * -(-weight.shape[0] // max(group, 1))
     if is_conv(node):
         return int(np.prod(weight.shape[1:]))
     return max(weight.shape[-2:], default=1) if node.op_type in _PRODUCTS else 0

@@ -64,6 +64,8 @@ class TimingRecord(_Record):
     before_cuda_graph: bool = False
     cuda_graph: bool = False
     device: str = ""
+    bound: bool = False
+    """Whether inputs and outputs stayed on the device."""
     clocks: tuple[Clocks | None, Clocks | None] = (None, None)
     """Of the device, before and after; null where they are not known, and on the CPU."""
 
@@ -142,6 +144,7 @@ def timing_record(timing: Timing) -> TimingRecord:
         before_cuda_graph=timing.before_cuda_graph,
         cuda_graph=timing.cuda_graph,
         device=timing.device,
+        bound=timing.bound,
         clocks=timing.clocks,
     )
 
@@ -160,8 +163,8 @@ def file_record(model: Model, path: Path | None) -> FileRecord:
     )
 
 
-def environment(runtime: Runtime) -> dict[str, str]:
-    """Versions and machine that the figures hold for."""
+def environment(*runtimes: Runtime) -> dict[str, str]:
+    """Versions and machine that the figures hold for, and of every runtime's provider what it is and runs on."""
     facts = {name: _version(name) for name in ("onnx-conv-rewriter", "onnx", "onnx-graphsurgeon", "numpy")}
     facts["onnxruntime"] = ort.__version__  # whichever of its packages is installed
     facts["onnxruntime_package"] = ", ".join(distributions())
@@ -169,10 +172,11 @@ def environment(runtime: Runtime) -> dict[str, str]:
     facts["machine"] = f"{platform.system()} {platform.machine()}"
     facts["processor"] = _processor()
     facts["cores"] = str(os.cpu_count())
-    facts["provider"] = runtime.provider
-    facts["ort_level"] = runtime.level
-    if PROVIDERS[runtime.provider].takes_options:
-        facts |= _device_facts(runtime)
+    facts["provider"] = ", ".join(runtime.provider for runtime in runtimes)
+    facts["ort_level"] = ", ".join(dict.fromkeys(runtime.level for runtime in runtimes))
+    for runtime in runtimes:
+        if PROVIDERS[runtime.provider].takes_options:
+            facts |= _device_facts(runtime)
     return facts
 
 

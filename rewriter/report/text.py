@@ -7,11 +7,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from rewriter.report.record import AttemptRecord, FileRecord, Report, TimingRecord
+from rewriter.report.text_device import device_paragraphs
 from rewriter.visible import visible
 
 _SHOWN_REASONS = 12
 """Groups of reasons printed without -v: the nearest misses."""
-_ORDER = ("different", "failed", "not_verified", "slower", "not_worth_it", "declined")
+_ORDER = ("different", "failed", "not_verified", "unmeasured", "slower", "not_worth_it", "declined")
 _ALWAYS_SHOWN = frozenset({"different", "failed", "not_verified"})
 
 
@@ -52,6 +53,7 @@ def report_blocks(report: Report, verbose: bool) -> list[Block]:
         blocks += [operator_table(report.before, report.after)]
     if report.timing is not None:
         blocks += [visible(timing_line(report.timing))]
+        blocks += device_paragraphs(report.timing, (report.timing.before_cuda_graph, report.timing.cuda_graph))
     if report.chosen_shapes:
         blocks += [visible(f"Input shapes nobody gave, chosen for the timing: {shapes_text(report.chosen_shapes)}.")]
     if report.audit is not None:

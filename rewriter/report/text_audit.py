@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 from rewriter.equivalence.records import Audit, CrossAudit, LevelResult, OutputAudit, RegionAudit
 from rewriter.report.text import Block, Table, clause, counted, graded, sites_text, threads_text, verdict_word
+from rewriter.report.text_device import device_paragraphs
 from rewriter.timing import Latency, Timing
-from rewriter.timing.clocks import ClockPair, unsteadiness
 from rewriter.visible import visible
 
 _MARKS = {"pass": "passed", "fail": "FAILED", "not applicable": "n/a", "not exact here": "not exact here"}
@@ -21,7 +21,9 @@ def audit_blocks(audit: Audit, verbose: bool) -> list[Block]:
     blocks += [region_table(audit.regions, verbose)] if audit.regions else []
     if verbose:
         blocks += [region_details(number, region) for number, region in enumerate(audit.regions, 1)]
-    blocks += [output_table(audit.outputs)] if audit.outputs else []
+    blocks += (
+        [output_table(audit.outputs, "first provider's" if audit.reference else "original's")] if audit.outputs else []
+    )
     blocks += [
         visible(f"Run {witness.recipe} was not possible: {witness.problem}")
         for witness in audit.witnesses
@@ -36,24 +38,30 @@ def audit_blocks(audit: Audit, verbose: bool) -> list[Block]:
 def cross_blocks(crossed: CrossAudit, verbose: bool) -> list[Block]:
     """An audit on several providers: each part of it under a heading of its own."""
     blocks: list[Block] = []
-    for found in crossed.pairs:
-        blocks += [f"== B against A on {found.provider} ==", *audit_blocks(found, verbose)]
-    for number, found in enumerate(crossed.crossings):
-        name = "A" if number < len(crossed.crossings) / (2 if crossed.pairs else 1) else "B"
-        blocks += [f"== {name} on {found.provider} against {name} on {found.reference} =="]
-        blocks += audit_blocks(found, verbose)
+    for name, found in _named(crossed):
+        blocks += [f"== {name} ==", *audit_blocks(found, verbose)]
     return blocks
 
 
 def cross_conclusion(crossed: CrossAudit) -> str:
     """The last line of `rewriter audit` with several providers."""
-    parts = [f"{_which(found)}: {verdict_word(found.verdict).lower()}" for found in crossed.audits]
-    last = [verdict_word(crossed.verdict), *parts]
-    return " | ".join(last if crossed.verdict == "equivalent" else [*last, clause(crossed.reason)])
+    named = _named(crossed)
+    last = [verdict_word(crossed.verdict), *(f"{name}: {graded(found.verdict, found.grade)}" for name, found in named)]
+    # The last word is with the first of the weakest.
+    weak = [f"{name}: {clause(found.reason)}" for name, found in named if found.verdict == crossed.verdict]
+    return " | ".join(last if crossed.verdict == "equivalent" else [*last, *weak[:1]])
 
 
-def _which(audit: Audit) -> str:
-    return f"{audit.provider} against {audit.reference}" if audit.reference else audit.provider
+def _named(crossed: CrossAudit) -> list[tuple[str, Audit]]:
+    """Each audit with what it judged: `B against A on cuda`, `A on cuda against A on cpu`."""
+    pairs = [(f"B against A on {found.provider}", found) for found in crossed.pairs]
+    half = len(crossed.crossings) // (2 if crossed.pairs else 1)  # all of A, then all of B
+    models = ["A" if number < half else "B" for number in range(len(crossed.crossings))]
+    across = [
+        (f"{name} on {found.provider} against {name} on {found.reference}", found)
+        for name, found in zip(models, crossed.crossings, strict=True)
+    ]
+    return pairs + across
 
 
 def level_table(levels: Sequence[LevelResult]) -> Table:
@@ -95,8 +103,8 @@ def region_details(number: int, region: RegionAudit) -> str:
     return "\n".join(map(visible, [*lines, f"  outputs respond to it: {blind}"]))
 
 
-def output_table(outputs: Sequence[OutputAudit]) -> Table:
-    """The worst figures of every output over all runs."""
+def output_table(outputs: Sequence[OutputAudit], whose: str = "original's") -> Table:
+    """The worst figures of every output over all runs; `whose` own error they are held against."""
     rows = tuple(
         (
             entry.name,
@@ -110,7 +118,7 @@ def output_table(outputs: Sequence[OutputAudit]) -> Table:
         )
         for entry in outputs
     )
-    numbers = ("max abs", "max rel", "rtol=atol needed", "original's own", "of allowed")
+    numbers = ("max abs", "max rel", "rtol=atol needed", f"{whose} own", "of allowed")
     return Table(("output", "type", *numbers, ""), rows, frozenset(numbers))
 
 
@@ -123,6 +131,7 @@ def audit_conclusion(audit: Audit) -> str:
     parts += [f"grade {audit.grade}"] if audit.grade else []
     parts += [counted(len(audit.regions), "region")]
     parts += [f"passed {' '.join(sorted(levels))}"] if levels else []
+    parts += ["also in TF32, as deployed"] if audit.deployed else []
     return " | ".join(parts)
 
 
@@ -139,7 +148,7 @@ def latency_blocks(latency: Latency) -> list[Block]:
         f"{latency.name}: {_ms(latency.ms)} ms per run ({spread}; {latency.blocks} blocks of "
         f"{counted(latency.runs_per_block, 'run')})."
     ]
-    blocks += _device_blocks(latency, (latency.cuda_graph,))
+    blocks += device_paragraphs(latency, (latency.cuda_graph,))
     return blocks + _nondeterministic(latency.nondeterministic)
 
 
@@ -169,7 +178,7 @@ def bench_blocks(timings: Sequence[Timing]) -> list[Block]:
     blocks: list[Block] = [Table(("model", *numbers, "verdict", "outputs"), rows, frozenset(numbers))]
     blocks += ["\n".join(visible(f"{entry.after}: {entry.reason}") for entry in timings)]
     blocks += _options_blocks(timings)
-    blocks += _device_blocks(timings[0], (timings[0].before_cuda_graph, *(entry.cuda_graph for entry in timings)))
+    blocks += device_paragraphs(timings[0], (timings[0].before_cuda_graph, *(entry.cuda_graph for entry in timings)))
     return blocks + _nondeterministic(
         tuple(dict.fromkeys(name for entry in timings for name in entry.nondeterministic))
     )
@@ -215,35 +224,6 @@ def _options_blocks(timings: Sequence[Timing]) -> list[Block]:
         for name, options in sides
     )
     return ["\n".join(map(visible, lines))]
-
-
-def _device_blocks(timed: Latency | Timing, graphs: Sequence[bool]) -> list[Block]:
-    """How a device was timed: whether as a CUDA graph, at which clocks, and what those say about the figures."""
-    if not timed.bound:
-        return []
-    used = "as a captured CUDA graph" if all(graphs) else "some as a captured CUDA graph" if any(graphs) else ""
-    hint = used or "without a CUDA graph (--provider-option enable_cuda_graph=1 captures one)"
-    device = visible(timed.device) or timed.provider
-    blocks: list[Block] = [f"Timed on {device}, {hint}; inputs and outputs stay on the device."]
-    return blocks + _clock_blocks(timed.clocks)
-
-
-def _clock_blocks(clocks: ClockPair) -> list[Block]:
-    before, after = clocks
-    if before is None or after is None or before.sm is None or after.sm is None:
-        return ["Clocks: the device does not tell them."]
-    most = "" if before.sm_max is None else f" of {before.sm_max}"
-    blocks: list[Block] = [f"Clocks: {before.sm}{most} MHz before, {after.sm} after."]
-    unsteady = unsteadiness(clocks)
-    if not unsteady:
-        return blocks
-    return [
-        *blocks,
-        visible(
-            f"Note: the device was not steady, since {unsteady}: ratios are paired and hold, but the milliseconds do "
-            "not compare with those of another run."
-        ),
-    ]
 
 
 def _nondeterministic(names: Sequence[str]) -> list[Block]:

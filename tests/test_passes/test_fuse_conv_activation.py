@@ -253,10 +253,12 @@ def test_it_is_proven_and_saved_with_its_external_data(tmp_path: Path) -> None:
 def test_it_is_made_only_where_it_is_allowed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = tmp_path / "net.onnx"
     onnx.save(program(SIMPLE, w=W, b=B), source)
-    assert main(["rewrite", str(source), "--pass", PASS]) == 0
-    said = capsys.readouterr().out
-    assert "--allow contrib-ops" in said
-    assert "UNCHANGED" in said
+    for arguments in (["rewrite", "--pass", PASS], ["optimize", "--only", "regroup", "--only", PASS]):
+        assert main([arguments[0], str(source), *arguments[1:]]) == 2
+        said = capsys.readouterr()
+        assert said.out == ""
+        assert said.err.startswith(f"Error: The pass {PASS} needs --allow contrib-ops")
+    assert list(tmp_path.iterdir()) == [source]
     assert main(["rewrite", str(source), "--pass", PASS, "--allow", "contrib-ops"]) == 0
     assert "EQUIVALENT | 1 rewrite" in capsys.readouterr().out
     assert main(["rewrite", str(source), "--pass", PASS, "--allow", "everything"]) == 2
@@ -282,7 +284,9 @@ def test_passes_says_what_it_needs(capsys: pytest.CaptureFixture[str]) -> None:
     (line,) = [line for line in capsys.readouterr().out.splitlines() if line.strip().startswith(PASS)]
     assert line.rstrip().endswith("--allow contrib-ops")
     assert main(["passes", PASS]) == 0
-    assert "It needs --allow contrib-ops" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "It needs --allow contrib-ops" in told
+    assert told.splitlines()[-1] == f"rewriter rewrite MODEL --pass {PASS} --allow contrib-ops"
 
 
 def test_it_has_its_turn_when_the_others_are_done(monkeypatch: pytest.MonkeyPatch) -> None:

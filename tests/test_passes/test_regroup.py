@@ -19,11 +19,13 @@ from models.sample import draw_spec
 from programs import program
 from rewriter import BadInput, Safety
 from rewriter.api import rewrite
+from rewriter.census import census, nchwc_block
 from rewriter.cli import main
 from rewriter.graph import Graph
 from rewriter.model import Model
 from rewriter.registry import pass_named
 from rewriter.rule import Declined, Settings
+from rewriter.session import Runtime
 
 PASS = "regroup"
 SPEC = GroupedConv(groups=12, in_per_group=2, out_per_group=3, spatial=(5, 5), shapes="dynamic_batch")
@@ -130,6 +132,28 @@ def test_an_empty_bias_name_is_no_bias() -> None:
 )  # fmt: skip
 def test_declines(options: dict[str, Any], chosen: Settings, reason: str) -> None:
     declines(grouped_conv_model(replace(SPEC, **options)), PASS, reason, chosen)
+
+
+def test_float16_is_measured_on_the_fast_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By casts to float32, so that `optimize` may try it, but nobody gets it who did not measure."""
+    monkeypatch.setattr("passes.regroup.nchwc_block", lambda: 8)
+    spec = replace(SPEC, groups=32, in_per_group=4, out_per_group=4)
+
+    def tried(dtype: Any) -> list[Settings]:
+        graph = Graph(Model.load(grouped_conv_model(replace(spec, dtype=dtype))), {})
+        return list(pass_named(PASS).candidates(graph, 0))
+
+    assert tried("float16") == tried("float32") == [{"factor": 2}, {"factor": 4}, {"factor": 8}]
+    with pytest.raises(Declined, match="fast path takes 2-D float32 and float16 convolutions only"):
+        tried("float64")
+
+
+def test_onnx_runtime_takes_float16_to_the_fast_path() -> None:
+    block = nchwc_block()
+    if not block:
+        pytest.skip("this machine has no blocked fast path")
+    wide = replace(SPEC, groups=2, in_per_group=block, out_per_group=block, dtype="float16")
+    assert census(grouped_conv_model(wide), Runtime())["com.microsoft.nchwc:Conv"] == 1
 
 
 @pytest.mark.parametrize("groups", [12, 1])
