@@ -5,7 +5,6 @@
 
 Conditions: the axes are known and are 2, 3, … to the last; a convolution makes x or reads y (elementwise nodes may be
 between).  Any number of spatial axes from 1 on, any float type, sizes known or not.
-What `optimize` measures: nothing, as long as the audit calls the result approximate.
 Safety: ROUNDING.  No weight takes part, and both are the mean of the same elements; but they may be added in another
 order, and one kernel divides by their number where the other multiplies by its reciprocal.
 Source: squeeze-and-excitation and classifier heads as PyTorch exports `x.mean((2, 3))`.  ONNX Runtime's blocked layout
@@ -48,12 +47,6 @@ class ReduceMeanToGlobalPool(Pass):
     def pattern(op: Op, x: Var, w: Var, b: Var) -> NodePattern:
         """The convolution that reads the mean, or else makes what it is of; from it the mean is found."""
         return op.Conv(x, w, maybe(b))
-
-    def choices(self, graph: Graph, found: Match) -> tuple[Settings, ...]:
-        """Nothing: the audit would refuse it, and with it what stands around it."""
-        self.rewrite(graph, found, {})
-        unproven = "the audit has no proof for GlobalAveragePool yet: ask for reduce-mean-to-global-pool by name"
-        raise Declined(unproven, graph.model.nodes[found.node].output[0], matched=1)
 
     def rewrite(self, graph: Graph, found: Match, settings: Settings) -> Rewrite:  # noqa: ARG002 - it has no settings
         conv = graph.model.nodes[found.node]

@@ -12,6 +12,7 @@ from rewriter.model import Model
 from rewriter.rule import require
 
 FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE, onnx.TensorProto.BFLOAT16)
+"""Element types that weights may have."""
 
 
 @dataclass(frozen=True)

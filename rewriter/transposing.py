@@ -74,11 +74,12 @@ def lift_transposed(model: Model, index: int) -> TransposedSite:
     """The map at a ConvTranspose node; declines when weight or bias are not constant or do not fit together."""
     node = model.nodes[index]
     outputs = len(node.output)
-    require(outputs == 1, f"it has {outputs} outputs: a ConvTranspose has exactly one, the model is invalid")
+    require(outputs == 1, f"it has {outputs} outputs: a ConvTranspose has exactly one, the model is invalid", *node.output)
     where = node.output[0]
     is_transposed = node.op_type == "ConvTranspose" and node.domain in ("", "ai.onnx")
     require(is_transposed, "not a ConvTranspose", where, matched=0)
     require(model.opset >= 7, f"the model's opset {model.opset} is below 7, the oldest one supported", where)
+    require(len(node.input) > 1, "it has no weight: the model is invalid", where)
     name = node.input[1]
     require(is_constant(model, name), f"its weight {why_not_constant(model, name)}", where, name)
     shape = weight_shape(model, index)

@@ -25,6 +25,7 @@ from rewriter.model import Model
 from rewriter.propose import Applied, Step, sweep
 from rewriter.registry import pass_named
 from rewriter.rule import Attempt, Rewrite, Safety, Settings
+from transposed_models import ConvTranspose
 from twins import feeds, float64_twin, integer_twin, text
 
 Source = ModelProto | bytes
@@ -146,7 +147,8 @@ def run(model: ModelProto, inputs: Mapping[str, Array], level: str) -> dict[str,
     """All outputs by name; ONNX's own evaluator stands in where ONNX Runtime has no convolution of that type."""
     names = [output.name for output in model.graph.output]
     if any(array.dtype in _ORT_HAS_NO_CONV for array in inputs.values()):
-        return dict(zip(names, ReferenceEvaluator(model).run(names, dict(inputs)), strict=True))
+        evaluator = ReferenceEvaluator(model, new_ops=[ConvTranspose])
+        return dict(zip(names, evaluator.run(names, dict(inputs)), strict=True))
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = LEVELS[level]
     options.intra_op_num_threads = 1
@@ -285,11 +287,19 @@ def bound(before: ModelProto, after: ModelProto, found: set[Safety], dtype: np.d
     terms, depth = 1, 0
     for model in (before, after):
         shapes = {tensor.name: tensor.dims for tensor in model.graph.initializer}
-        convs = [node for node in model.graph.node if node.op_type == "Conv"]
+        convs = [node for node in model.graph.node if node.op_type in ("Conv", "ConvTranspose")]
         depth = max(depth, len(convs))
-        terms = max([terms, *(prod(shapes[node.input[1]][1:]) for node in convs if node.input[1] in shapes)])
+        terms = max([terms, *(_products(node, shapes[node.input[1]]) for node in convs if node.input[1] in shapes)])
     combined = 2 if Safety.ROUNDING in found else 1
     return _EPS[np.dtype(dtype).name] * (terms + 2) * depth * combined
+
+
+def _products(node: onnx.NodeProto, shape: Sequence[int]) -> int:
+    """Products summed into one output element, for a weight `[M, C/G, *K]`, of a ConvTranspose `[C, M/G, *K]`."""
+    if node.op_type == "Conv":
+        return prod(shape[1:])
+    group = next((entry.i for entry in node.attribute if entry.name == "group"), 1)
+    return shape[0] // group * prod(shape[2:])
 
 
 def _check_bits(twin: ModelProto, step: Step, given: Sizes, sizes: Sequence[Sizes]) -> None:

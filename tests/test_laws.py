@@ -29,6 +29,7 @@ from rewriter.registry import all_passes
 from rewriter.rule import Attempt, Declined, Rewrite, Settings
 from separable_models import separable_models
 from stacked_models import APART, stacked_models
+from transposed_models import TRANSPOSED, transposed_models
 
 # What each pass is tried with besides its defaults; the block keeps the tests the same on every machine.
 SETTINGS: dict[str, tuple[Settings, ...]] = {
@@ -43,14 +44,17 @@ SETTINGS: dict[str, tuple[Settings, ...]] = {
     "grouped-to-depthwise-sum": ({}, {"reduce": "first"}, {"reduce": "last"}),
     "merge-multiplier": ({}, {"order": "shuffle"}),
     "merge-split-groups": ({}, {"fill": "groups"}, {"parallel": True}),
+    "merge-transposed": ({},),
     "reduce-mean-to-global-pool": ({},),
     "regroup": ({"block": 8}, {"block": 16}, {"groups": 1}, {"groups": 2}),
+    "regroup-transposed": ({}, {"groups": 2}),
     "split-groups": ({},),
     "split-multiplier": ({}, {"order": "shuffle"}),
     "split-separable": ({}, {"form": "depthwise"}, {"form": "pointwise"}, {"form": "spatial"}),
+    "split-transposed": ({},),
     "sum-of-stack": ({},),
 }
-ELSEWHERE = APART | BRANCHED | RANKED  # passes that have models of their own
+ELSEWHERE = APART | BRANCHED | RANKED | TRANSPOSED  # passes that have models of their own
 RANK = [Safety.EXACT, Safety.FINITE, Safety.ROUNDING, Safety.APPROXIMATE]
 
 
@@ -95,6 +99,9 @@ def _small_models() -> Iterator[Small]:
     for name, model in branch_models().items():
         sizes = ({"x": (1, 8, 7, 9)}, {"x": (3, 8, 7, 9)})
         yield Small(name, model.SerializeToString(deterministic=True), sizes, integers=name in EXACT_ON_INTEGERS)
+    for name, model in transposed_models().items():
+        sizes = ({"x": (1, 8, 7, 9)}, {"x": (3, 8, 7, 9)})
+        yield Small(name, model.SerializeToString(deterministic=True), sizes)
     for name, (proto, sizes) in ranked_models().items():
         yield Small(name, proto.SerializeToString(deterministic=True), sizes)
 
@@ -104,6 +111,7 @@ NAMES += [f"{form} {seed}" for form in get_args(Form) for seed in range(8)]
 NAMES += list(separable_models())
 NAMES += list(stacked_models())
 NAMES += list(branch_models())
+NAMES += list(transposed_models())
 NAMES += list(ranked_models())
 CASES = [(name, settings) for name, variants in SETTINGS.items() for settings in variants]
 
@@ -154,7 +162,8 @@ def test_one_rewrite_alone_leaves_nothing_behind(weights: Weights, rule: str, se
 def test_one_rewrite_alone_leaves_nothing_behind_in_a_stack(rule: str) -> None:
     """The same of passes for several branches, each on the models that it applies to."""
     made = []
-    for proto in [*(stacked_models() | branch_models()).values(), *(model for model, _ in ranked_models().values())]:
+    several = stacked_models() | branch_models() | transposed_models()
+    for proto in [*several.values(), *(model for model, _ in ranked_models().values())]:
         model = Model.load(proto)
         for node in all_passes()[rule].sites(Graph(model)):
             answer = ask(Graph(model), all_passes()[rule], node, {})

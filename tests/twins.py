@@ -105,7 +105,7 @@ def text(model: onnx.ModelProto) -> str:
 
 
 def _word(node: onnx.NodeProto) -> str:
-    if node.op_type != "Conv":
+    if node.op_type not in ("Conv", "ConvTranspose"):
         return str(node.op_type)
     group = next((entry.i for entry in node.attribute if entry.name == "group"), 1)
-    return f"Conv/{group}"
+    return f"{node.op_type}/{group}"

@@ -16,7 +16,8 @@ def beneath(run: Evaluation, name: str) -> tuple[tuple[Activation, ...], Value]:
     """
     side = run.side
     ends: list[Activation] = []
-    while (maker := side.maker(name)) in run.nodes and name not in run.entering and side.bound.value(name) is None:
+    known = run.entering.keys() | run.given
+    while (maker := side.maker(name)) in run.nodes and name not in known and side.bound.value(name) is None:
         assert maker is not None
         node = side.model.nodes[maker]
         activation = ending(side, node)

@@ -57,6 +57,8 @@ class Evaluation:
         self.nodes = nodes
         self.entering = entering
         self.convs: list[ConvUse] = []
+        self.given: set[str] = set()
+        """Tensors that stand for symbols of their own."""
         self.computed = False
         """Whether constants are computed from constants at run time, by more than moving them."""
         self.families: dict[Shape, Family] = {}
@@ -84,6 +86,7 @@ class Evaluation:
     def give(self, name: str, form: Form) -> None:
         """Let a tensor that is computed nonlinearly stand for symbols of its own."""
         self._values[name] = form
+        self.given.add(name)
         self.blocks = sorted([*self.blocks, int(form.index.min())])
 
     def _allocate(self, wide: int) -> int:

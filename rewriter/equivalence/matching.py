@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from itertools import permutations
 from typing import Final
@@ -16,6 +17,7 @@ import numpy as np
 import onnx
 
 from rewriter.constants import attributes, constant
+from rewriter.equivalence import forms
 from rewriter.equivalence.forms import Form, Integers, Unsupported
 from rewriter.equivalence.fused import is_default
 from rewriter.equivalence.linear import Evaluation
@@ -28,6 +30,8 @@ ELEMENTWISE: Final = frozenset(
     Reciprocal ThresholdedRelu""".split()  # noqa: SIM905 - readable
 )
 """Operators that give each element a function of that element alone, given constant further operands of one element."""
+BINARY: Final = frozenset({"Mul", "Div", "Max", "Min"})
+"""Elementwise operators that are not linear where two operands are known only at run time."""
 PER_CHANNEL: Final = frozenset({"MaxPool", "AveragePool", "GlobalMaxPool"})
 """Operators that treat every channel of `[N, C, *S]` alike and by itself: they keep a permutation of channels."""
 _MEANS: Final = frozenset({"GlobalAveragePool", "ReduceMean"})
@@ -41,8 +45,10 @@ Permuted = Callable[[str, Form, Form], Integers | None]
 
 
 def inner_elements(side: Side, nodes: Sequence[int]) -> int:
-    """Elements of all outputs of nonlinear operators inside a region: symbols that pairs may need."""
-    shapes = [side.bound.shape(side.model.nodes[index].output[0]) for index in inner(side, nodes)]
+    """Elements of all outputs of operators that may be paired: symbols that pairs may need."""
+    found = (side.model.nodes[index] for index in nodes)
+    paired = [node for node in found if _is_paired(side, node) or _is_mean(side, node) or multiplies(side, node)]
+    shapes = [side.bound.shape(node.output[0]) for node in paired]
     return sum(math.prod(shape) for shape in shapes if shape is not None)
 
 
@@ -53,11 +59,36 @@ def inner(side: Side, nodes: Sequence[int]) -> list[int]:
         index
         for index in nodes
         if _is_mean(side, side.model.nodes[index])
+        or multiplies(side, side.model.nodes[index])
         or (
             _is_paired(side, side.model.nodes[index])
             and within.intersection(side.readers.get(side.model.nodes[index].output[0], ()))
         )
     ]
+
+
+def _evened(old: Evaluation, new: Evaluation) -> tuple[list[int], list[int]]:
+    """The operators to pair of both sides: inner ones, and outer ones where the other side has more inner ones."""
+    sides = old, new
+    found = [inner(run.side, run.nodes) for run in sides]
+    counts = [
+        Counter(_kind(run.side, run.side.model.nodes[i]) for i in each) for run, each in zip(sides, found, strict=True)
+    ]
+    for run, each, lacking in zip(sides, found, (counts[1] - counts[0], counts[0] - counts[1]), strict=True):
+        for index in run.nodes:
+            node = run.side.model.nodes[index]
+            if index not in each and _is_paired(run.side, node) and lacking[_kind(run.side, node)] > 0:
+                lacking[_kind(run.side, node)] -= 1
+                each.append(index)
+        each.sort()
+    return found[0], found[1]
+
+
+def multiplies(side: Side, node: onnx.NodeProto) -> bool:
+    """Whether the node combines two tensors known only at run time, and not by adding them."""
+    if not is_default(node, side.functions) or node.op_type not in BINARY or len(node.input) != 2:
+        return False
+    return all(not side.constant(name) and side.bound.value(name) is None for name in node.input)
 
 
 def _is_mean(side: Side, node: onnx.NodeProto) -> bool:
@@ -84,23 +115,31 @@ def _is_paired(side: Side, node: onnx.NodeProto) -> bool:
     return all(value is not None and value.size == 1 for value in values)
 
 
-def pair(old: Evaluation, new: Evaluation, first: int, same: Same, permuted: Permuted) -> None:
-    """Give both sides' nonlinear operators common symbols from `first` on.
+def pair(old: Evaluation, new: Evaluation, first: int, same: Same, permuted: Permuted) -> int:
+    """Give both sides' nonlinear operators common symbols from `first` on; returns how many pairs there are.
 
     Raises Unsupported where one has no partner, and as `Evaluation.value`.
     """
-    left = inner(new.side, new.nodes)
-    for index in inner(old.side, old.nodes):
+    chosen, left = _evened(old, new)
+    pairs = 0
+    for index in chosen:
         node = old.side.model.nodes[index]
         old.advance(index)
-        entering = old.form(node.input[0])
         kind = _kind(old.side, node)
         partners = [other for other in left if _kind(new.side, new.side.model.nodes[other]) == kind][:_MOST_PARTNERS]
-        found = next(_partners(new, partners, node, entering, same, permuted), None)
+        try:
+            found = next(_partners(new, partners, node, operands(old, node), same, permuted), None)
+        except Unsupported:
+            if not multiplies(old.side, node):
+                raise
+            found = None
+        if found is None and multiplies(old.side, node):
+            continue  # products of what enters have symbols of their own
         if found is None:
             raise Unsupported(f"what enters {node.op_type} '{node.output[0]}' is not shown to be the same")
         partner, order = found
         left.remove(partner)
+        pairs += 1
         shape = old.shape(node.output[0])
         count = math.prod(shape)
         symbols = np.arange(first, first + count)
@@ -110,9 +149,18 @@ def pair(old: Evaluation, new: Evaluation, first: int, same: Same, permuted: Per
         moved = np.empty_like(symbols)
         moved[order(shape)] = symbols
         new.give(output, Form(moved.reshape(*new.shape(output), 1)))
-    if left:
-        node = new.side.model.nodes[left[0]]
-        raise Unsupported(f"{node.op_type} '{node.output[0]}' has no counterpart in the original")
+    for index in left:
+        node = new.side.model.nodes[index]
+        if not multiplies(new.side, node):
+            raise Unsupported(f"{node.op_type} '{node.output[0]}' has no counterpart in the original")
+    return pairs
+
+
+def operands(run: Evaluation, node: onnx.NodeProto) -> list[Form]:
+    """What a node to be paired computes with: of two run-time operands both, as large as the output."""
+    if not multiplies(run.side, node):
+        return [run.form(node.input[0])]
+    return [forms.broadcast(run.form(name), run.shape(node.output[0])) for name in node.input]
 
 
 _Order = Callable[[Shape], Integers]
@@ -123,31 +171,44 @@ def _partners(
     new: Evaluation,
     partners: Sequence[int],
     node: onnx.NodeProto,
-    entering: Form,
+    entering: Sequence[Form],
     same: Same,
     permuted: Permuted,
 ) -> Iterator[tuple[int, _Order]]:
     """Nodes of the second side that compute the same, and where each element of the first's output is in theirs."""
-    name = node.input[0]
     for partner in partners:
         new.advance(partner)
         try:
-            other = new.form(new.side.model.nodes[partner].input[0])
+            found = operands(new, new.side.model.nodes[partner])
         except Unsupported:  # behind an operator that is not paired yet
             continue
-        if node.op_type in ELEMENTWISE:
-            for order in orders(entering.shape, other.shape):
-                if same(name, entering, _reordered(other, order, entering.shape)):
-                    yield partner, functools.partial(_fixed, order)
-        if entering.shape != other.shape or len(entering.shape) < 3:
-            continue
-        plain = np.arange(entering.shape[1])
-        for channels in (None if node.op_type in ELEMENTWISE else plain, permuted(name, entering, other)):
-            if channels is None:
-                continue
-            order = channel_order(entering.shape, channels)
-            if same(name, entering, _reordered(other, order, entering.shape)):
-                yield partner, functools.partial(_by_channel, channels)
+        for others in _arrangements(node, found):
+            for order, placed in _orders(node, entering, others, permuted):
+                each = zip(node.input, entering, others, strict=False)  # further operands of one are constants
+                if all(same(name, one, _reordered(other, order, one.shape)) for name, one, other in each):
+                    yield partner, placed
+
+
+def _arrangements(node: onnx.NodeProto, found: list[Form]) -> list[list[Form]]:
+    """The operands in both orders, where theirs does not matter."""
+    return [found, found[::-1]] if len(found) == 2 and node.op_type != "Div" else [found]
+
+
+def _orders(
+    node: onnx.NodeProto, entering: Sequence[Form], others: Sequence[Form], permuted: Permuted
+) -> Iterator[tuple[Integers, _Order]]:
+    """Ways to find the first side's elements in the second's, and the same for their outputs."""
+    shape, other = entering[0].shape, others[0].shape
+    anywhere = node.op_type in ELEMENTWISE | BINARY
+    if anywhere:
+        for order in orders(shape, other):
+            yield order, functools.partial(_fixed, order)
+    if shape != other or len(shape) < 3:
+        return
+    kept = None if anywhere else np.arange(shape[1])
+    for channels in (kept, permuted(node.input[0], entering[0], others[0])):
+        if channels is not None:
+            yield channel_order(shape, channels), functools.partial(_by_channel, channels)
 
 
 def _fixed(order: Integers, _: Shape) -> Integers:

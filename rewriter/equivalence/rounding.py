@@ -125,7 +125,7 @@ def _summed(node: onnx.NodeProto, weight: Array) -> int:
     if node.op_type == "ConvTranspose":
         group = attributes(node).get("group", 1)
         assert isinstance(group, int)
-        return int(np.prod(weight.shape[2:])) * -(-weight.shape[0] // max(group, 1))
+        return int(np.prod(weight.shape[2:])) * (int(weight.shape[0]) // max(group, 1))
     if is_conv(node):
         return int(np.prod(weight.shape[1:]))
     return max(weight.shape[-2:], default=1) if node.op_type in _PRODUCTS else 0

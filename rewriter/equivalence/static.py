@@ -20,7 +20,7 @@ from rewriter.equivalence.endings import beneath, require_same, shows
 from rewriter.equivalence.forms import Floats, Form, Impossible, Integers, Unsupported
 from rewriter.equivalence.kernels import Mixing, Refuted, Tally, compare_kernels, deviation, gamma, signatures, within
 from rewriter.equivalence.linear import Evaluation
-from rewriter.equivalence.matching import inner_elements, pair
+from rewriter.equivalence.matching import inner_elements, multiplies, pair
 from rewriter.equivalence.operators import Operators
 from rewriter.equivalence.precision import unit_roundoff
 from rewriter.equivalence.reading import Reading, mixings_of
@@ -100,13 +100,17 @@ def _compare_binding(
 ) -> None:
     entering, wide = _entering(region, before, after)
     count = wide + inner_elements(before, region.before)
-    multiplied = any(_multiplies(side, nodes) for side, nodes in ((before, region.before), (after, region.after)))
+    multiplied = any(
+        multiplies(side, side.model.nodes[index])
+        for side, nodes in ((before, region.before), (after, region.after))
+        for index in nodes
+    )
     products, first = (count, count + count * count) if multiplied else (0, count)
     old = Evaluation(before, region.before, entering, first, products)
     new = Evaluation(after, region.after, entering, first, products)
     try:
         same = functools.partial(_same, old, new, tally, offsets, known)
-        pair(old, new, wide, same, functools.partial(_permuted, old, new))
+        pairs = pair(old, new, wide, same, functools.partial(_permuted, old, new))
     except Impossible as reason:
         raise Unsupported(f"a part of the region cannot be evaluated ({reason})") from reason
     try:
@@ -137,17 +141,11 @@ def _compare_binding(
         try:
             _compare_forms(name, (old, old.as_form(a)), (new, new.as_form(b)), unit, tally, offsets, known)
         except Refuted as reason:
-            if count > wide:  # behind a nonlinear operator not everything occurs
+            if pairs:  # behind a nonlinear operator not everything occurs
                 raise Unsupported(f"beyond its nonlinear operators the region differs ({reason})") from reason
             if not ends or shows(ends, old, new):
                 raise
             raise Unsupported(f"a channel of '{name}' is constant beneath its activation ({reason})") from reason
-
-
-def _multiplies(side: Side, nodes: Sequence[int]) -> bool:
-    """Whether two tensors known only at run time are multiplied."""
-    found = (side.model.nodes[index] for index in nodes if side.model.nodes[index].op_type == "Mul")
-    return any(all(not side.constant(name) and side.bound.value(name) is None for name in node.input) for node in found)
 
 
 def _same(

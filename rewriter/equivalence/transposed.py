@@ -40,9 +40,8 @@ def transposed_geometry(
 ) -> TransposedGeometry:
     """The geometry for an input of these spatial sizes.
 
-    With an output size given, or SAME (then it is size · stride), the total padding is what is left over, at least 0;
-    the smaller half of it comes first for SAME_UPPER only (ONNX; the lower limit is ONNX Runtime's).  Raises ValueError
-    for attributes that do not fit.
+    With an output size given, or SAME (then it is size · stride), the total padding is what is left over; its smaller
+    half comes first for SAME_UPPER only (ONNX, ConvTranspose).  Raises ValueError for attributes that do not fit.
     """
     axes = len(size)
     strides, dilations = (_ints(attributes, name, (1,) * axes) for name in ("strides", "dilations"))
@@ -61,10 +60,10 @@ def transposed_geometry(
         target = wanted[axis]
         if target is None and auto in ("SAME_UPPER", "SAME_LOWER"):
             target = size[axis] * strides[axis]
-            if target > whole:
-                raise ValueError(f"{auto} of a ConvTranspose whose kernel is shorter than its stride is not one thing")
         if target is not None:
-            total = max(0, whole - target)
+            total = whole - target
+            if total < 0:  # ONNX Runtime refuses it, or makes an output of another size than ONNX says
+                raise ValueError(f"a ConvTranspose cannot fill {target} elements along spatial axis {axis}")
             begin.append(total // 2 if auto == "SAME_UPPER" else total - total // 2)
             sizes.append(target)
             continue

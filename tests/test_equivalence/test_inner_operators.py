@@ -180,6 +180,55 @@ def test_an_average_over_space_is_a_global_pool() -> None:
     assert (found.verdict, l1(found)) == ("equivalent", "pass"), found.reason
 
 
+def gelu(prefix: str, x: str, y: str) -> list[onnx.NodeProto]:
+    """x · (1 + erf(x / √2)) / 2, as exporters write it."""
+    return [
+        node("Div", [x, "root"], [f"{prefix}d"]),
+        node("Erf", [f"{prefix}d"], [f"{prefix}e"]),
+        node("Add", [f"{prefix}e", "unit"], [f"{prefix}a"]),
+        node("Mul", [x, f"{prefix}a"], [f"{prefix}m"]),
+        node("Mul", [f"{prefix}m", "half"], [y]),
+    ]
+
+
+SCALARS = {name: np.asarray(value, np.float32) for name, value in (("root", 2**0.5), ("unit", 1.0), ("half", 0.5))}
+
+
+def gated(rank: int, prefix: str, **changed: Array) -> onnx.ModelProto:
+    """Conv → gelu → Conv → gated linear unit → Conv, over [N, C, L] or [N, C, 1, L]."""
+    values = {"w": weights(6, 4, 3), "v": weights(8, 6, 1), "u": weights(5, 4, 3), **changed}
+    wide = {name: value if rank == 1 else value[:, :, None] for name, value in values.items()}
+    p = prefix
+    nodes = [
+        node("Conv", ["x" if rank == 1 else f"{p}x", "w"], [f"{p}t"]),
+        *gelu(f"{p}g", f"{p}t", f"{p}r"),
+        node("Conv", [f"{p}r", "v"], [f"{p}s"]),
+        node("Split", [f"{p}s"], [f"{p}s0", f"{p}s1"], axis=1),
+        node("Sigmoid", [f"{p}s1"], [f"{p}q"]),
+        node("Mul", [f"{p}q", f"{p}s0"] if rank == 2 else [f"{p}s0", f"{p}q"], [f"{p}z"]),
+        node("Conv", [f"{p}z", "u"], ["y" if rank == 1 else f"{p}y"]),
+    ]
+    if rank == 2:
+        nodes = [node("Unsqueeze", ["x", "axes"], [f"{p}x"]), *nodes, node("Squeeze", [f"{p}y", "axes"], ["y"])]
+        wide |= {"axes": ints(2)}
+    return chain(nodes, {**wide, **SCALARS}, ["n", 4, 17])
+
+
+def test_gelu_and_gates_inside_a_run() -> None:
+    found = audited(gated(1, "a"), gated(2, "b"))
+    assert (found.verdict, found.grade, l1(found)) == ("equivalent", "exact", "pass"), found.reason
+
+
+@pytest.mark.parametrize("name", ["w", "v", "u"])
+def test_a_weight_changed_around_gelu_and_gates_is_not_shown(name: str) -> None:
+    value = {"w": weights(6, 4, 3), "v": weights(8, 6, 1), "u": weights(5, 4, 3)}[name]
+    value.reshape(-1)[7] *= np.float32(1.0000002)
+    changed: Any = {name: value}
+    found = audited(gated(1, "a"), gated(2, "b", **changed))
+    assert l1(found) != "pass"
+    assert found.verdict != "equivalent"
+
+
 # Products of two tensors: attention over a stack of feature maps
 
 

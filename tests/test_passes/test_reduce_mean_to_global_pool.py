@@ -11,10 +11,7 @@ import pytest
 import rewriter
 from funnel import Sizes, check, declines
 from programs import program
-from rewriter import Graph, Safety
-from rewriter.model import Model
-from rewriter.registry import pass_named
-from rewriter.rule import Declined
+from rewriter import Safety
 
 PASS = "reduce-mean-to-global-pool"
 SIZES: list[Sizes] = [{"x": (1, 8, 5, 5)}, {"x": (3, 8, 5, 5)}]
@@ -81,13 +78,4 @@ def test_declines(body: str, options: dict[str, Any], reason: str) -> None:
 def test_what_the_audit_says() -> None:
     model = program("c = Conv (x, w) y = ReduceMean <axes = [2, 3]> (c)", opset=17, w=W)
     report = rewriter.rewrite(model, [PASS]).report
-    assert report.verdict in ("equivalent", "approximate"), report.reason
-
-
-def test_nothing_is_measured_that_the_audit_cannot_prove() -> None:
-    graph = Graph(Model.load(program("c = Conv (x, w) y = ReduceMean <axes = [2, 3]> (c)", opset=17, w=W)))
-    with pytest.raises(Declined, match="ask for reduce-mean-to-global-pool by name"):
-        pass_named(PASS).candidates(graph, 0)
-    far = Graph(Model.load(program("y = Conv (x, w)", opset=17, w=W)))
-    with pytest.raises(Declined, match="no mean over positions is near it"):
-        pass_named(PASS).candidates(far, 0)
+    assert report.verdict == "equivalent", report.reason
