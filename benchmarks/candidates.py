@@ -83,8 +83,21 @@ def table() -> tuple[Candidate, ...]:
         Candidate("grouped, dense", (grouped, dense)),
         Candidate("regroup depthwise to 8", (Stage("regroup", which="depthwise", width=8),)),
         Candidate("regroup to 8, prefer_nhwc=1", (wider[8],), (("prefer_nhwc", "1"),)),
+        *(Candidate(name, (Stage(name),)) for name in _LATER),
         *_sums(),
     )
+
+
+_LATER = (
+    "sum-of-stack",
+    "merge-split-groups",
+    "fold-affine",
+    "fuse-separable",
+    "conv3d-to-conv2d",
+    "conv1d-to-conv2d",
+    "split-multiplier",
+)
+"""Passes that are candidates with their defaults, wherever they apply."""
 
 
 def _sums() -> Iterator[Candidate]:

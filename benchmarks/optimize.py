@@ -27,6 +27,11 @@ NAMES = (
     "regnet_y_400mf_dynamo",
     "regnet_x_400mf",
     "mobilenet_v2",
+    "timm_skresnext50_32x4d",
+    "hf_conformer",
+    "video_r2plus1d_18",
+    "timm_dpn68",
+    "timm_legacy_seresnext26_32x4d",
 )
 
 

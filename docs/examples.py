@@ -67,6 +67,11 @@ _GROUPED = Example(
     "(float[1,8,8,8] x) => (float[1,8,8,8] y) { y = Conv <group = 4, pads = [1,1,1,1]> (x, w, b) }",
     {"w": (8, 2, 3, 3), "b": (8,)},
 )
+_TRANSPOSED = Example(
+    "4 groups of 2 channels",
+    "(float[1,8,8,8] x) => (float[1,12,16,16] y) { y = ConvTranspose <group = 4, strides = [2,2]> (x, w, b) }",
+    {"w": (8, 3, 2, 2), "b": (12,)},
+)
 _MULTIPLIER = Example(
     "multiplier 2, and a convolution behind that takes the new order of channels in",
     """(float[1,4,8,8] x) => (float[1,6,8,8] y) {
@@ -166,6 +171,16 @@ EXAMPLES: Mapping[str, Example] = {
         }""",
         {"sizes": _integers(4, 4), "w0": (4, 1, 3, 3), "w1": (4, 1, 5, 5)},
     ),
+    "merge-transposed": Example(
+        "two transposed convolutions, each of its half of the channels",
+        """(float[1,8,8,8] x) => (float[1,6,16,16] y) {
+            p, q = Split <axis = 1> (x, sizes)
+            s = ConvTranspose <strides = [2,2]> (p, w0)
+            t = ConvTranspose <strides = [2,2]> (q, w1)
+            y = Concat <axis = 1> (s, t)
+        }""",
+        {"sizes": _integers(4, 4), "w0": (4, 3, 2, 2), "w1": (4, 3, 2, 2)},
+    ),
     "reduce-mean-to-global-pool": Example(
         "the head of a classifier",
         """(float[1,4,8,8] x) => (float[1,8] y) {
@@ -176,6 +191,9 @@ EXAMPLES: Mapping[str, Example] = {
         {"w": (8, 4, 3, 3)},
     ),
     "regroup": Example("4 groups of 2 channels in 2 of 4", _GROUPED.graph, _GROUPED.weights, {"groups": 2}),
+    "regroup-transposed": Example(
+        "4 groups of 2 channels as one", _TRANSPOSED.graph, _TRANSPOSED.weights, _TRANSPOSED.settings
+    ),
     "split-groups": Example(
         "two groups, as in AlexNet",
         "(float[1,8,8,8] x) => (float[1,8,8,8] y) { y = Conv <group = 2, pads = [1,1,1,1]> (x, w, b) }",
@@ -187,6 +205,7 @@ EXAMPLES: Mapping[str, Example] = {
         "(float[1,8,8,8] x) => (float[1,16,8,8] y) { y = Conv <pads = [1,1,1,1]> (x, w, b) }",
         {"w": _separable(), "b": (16,)},
     ),
+    "split-transposed": Example("4 groups in 2 parts of 2", _TRANSPOSED.graph, _TRANSPOSED.weights, {"parts": 2}),
     "sum-of-stack": Example(
         "two branches, stacked and summed",
         """(float[1,4,8,8] x) => (float[1,8,8,8] y) {

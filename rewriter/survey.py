@@ -61,7 +61,7 @@ class Site:
 
 
 def survey(graph: Graph, rules: Mapping[str, Pass], allow: Collection[str] = ()) -> tuple[list[Site], list[Attempt]]:
-    """Every Conv of the main graph, and the convolutions that no pass is asked about."""
+    """Every Conv and whatever else passes look at in the main graph, and the convolutions no pass is asked about."""
     opinions: dict[int, list[Opinion]] = {index: [] for index in convs(graph.model)}
     forms: dict[int, str] = {}
     for rule in rules.values():
@@ -86,11 +86,14 @@ def _site(graph: Graph, node: int, form: str | None, passes: tuple[Opinion, ...]
     proto = graph.model.nodes[node]
     group = next((int(entry.i) for entry in proto.attribute if entry.name == "group"), 1)
     weight = _weight_shape(graph, node)
-    shape = graph.bindings[0].bound.shape(proto.output[0])
-    if graph.bindings[0].chosen and shape is not None:
-        shape = (1, *shape[1:])
+    shape = _one_of_batch(graph, proto.output[0])
     macs = None
-    if weight is not None and shape is not None:
+    if proto.op_type == "ConvTranspose":  # its weight is [C, M/G, *K], and each input element meets all of a row
+        entering = _one_of_batch(graph, proto.input[0])
+        macs = None if weight is None or entering is None else math.prod(entering) * math.prod(weight[1:])
+        weight = weight and (weight[1] * group, weight[0] // max(group, 1), *weight[2:])
+        form = form or f"{_form(weight, group)} transposed"
+    elif weight is not None and shape is not None:
         macs = math.prod(shape) * math.prod(weight[1:])
     return Site(
         site=proto.output[0],
@@ -103,6 +106,12 @@ def _site(graph: Graph, node: int, form: str | None, passes: tuple[Opinion, ...]
         macs=macs,
         passes=passes,
     )
+
+
+def _one_of_batch(graph: Graph, tensor: str) -> Shape | None:
+    """The tensor's shape, of one batch entry where the batch is free."""
+    shape = graph.bindings[0].bound.shape(tensor)
+    return (1, *shape[1:]) if graph.bindings[0].chosen and shape is not None else shape
 
 
 def _weight_shape(graph: Graph, node: int) -> Shape | None:

@@ -74,7 +74,8 @@ def lift_transposed(model: Model, index: int) -> TransposedSite:
     """The map at a ConvTranspose node; declines when weight or bias are not constant or do not fit together."""
     node = model.nodes[index]
     outputs = len(node.output)
-    require(outputs == 1, f"it has {outputs} outputs: a ConvTranspose has exactly one, the model is invalid", *node.output)
+    invalid = f"it has {outputs} outputs: a ConvTranspose has exactly one, the model is invalid"
+    require(outputs == 1, invalid, *node.output)
     where = node.output[0]
     is_transposed = node.op_type == "ConvTranspose" and node.domain in ("", "ai.onnx")
     require(is_transposed, "not a ConvTranspose", where, matched=0)

@@ -116,7 +116,8 @@ def test_inspect_as_json(folder: Path, capsys: Captured) -> None:
     forms = [site["form"] for site in found["sites"]]
     assert forms.count("depthwise_sum") == 2
     opinions = [entry for site in found["sites"] for entry in site["passes"]]
-    assert {entry["pass"] for entry in opinions} == set(all_passes())
+    asked = {entry["pass"] for entry in opinions}
+    assert asked == {name for name in all_passes() if not name.endswith("-transposed")}, "those for what it has"
     assert all(isinstance(entry["applies"], bool) and entry["reason"] for entry in opinions)
 
 

@@ -93,15 +93,15 @@ def _small_models() -> Iterator[Small]:
             yield Small(f"{form} {seed}", model, shapes(drawn))
     for name, proto in separable_models().items():
         yield Small(name, proto.SerializeToString(deterministic=True), ({"x": (1, 8, 7, 9)}, {"x": (3, 8, 7, 9)}))
-    for name, model in stacked_models().items():
+    for name, proto in stacked_models().items():
         sizes: tuple[Sizes, ...] = ({"x": (1, 8, 7, 9)}, {"x": (3, 8, 7, 9)})
-        yield Small(name, model.SerializeToString(deterministic=True), sizes, integers=name != "attention")
-    for name, model in branch_models().items():
+        yield Small(name, proto.SerializeToString(deterministic=True), sizes, integers=name != "attention")
+    for name, proto in branch_models().items():
         sizes = ({"x": (1, 8, 7, 9)}, {"x": (3, 8, 7, 9)})
-        yield Small(name, model.SerializeToString(deterministic=True), sizes, integers=name in EXACT_ON_INTEGERS)
-    for name, model in transposed_models().items():
+        yield Small(name, proto.SerializeToString(deterministic=True), sizes, integers=name in EXACT_ON_INTEGERS)
+    for name, proto in transposed_models().items():
         sizes = ({"x": (1, 8, 7, 9)}, {"x": (3, 8, 7, 9)})
-        yield Small(name, model.SerializeToString(deterministic=True), sizes)
+        yield Small(name, proto.SerializeToString(deterministic=True), sizes)
     for name, (proto, sizes) in ranked_models().items():
         yield Small(name, proto.SerializeToString(deterministic=True), sizes)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import product
 from typing import Any
 
@@ -54,7 +54,9 @@ def direct(
                     a * s + t * d - b for a, s, t, d, b in zip(at, strides, tap, dilations, begin, strict=True)
                 )
                 if all(0 <= place < size for place, size in zip(spot, sizes, strict=True)):
-                    y[:, m, *spot] += weight[c, q, *tap] * x[:, c, *at]
+                    target: Any = (slice(None), m, *spot)
+                    source: Any = (slice(None), c, *at)
+                    y[target] += weight[c, q][tap] * x[source]
     return y if bias is None else y + bias.reshape(-1, *[1] * rank)
 
 
@@ -90,13 +92,14 @@ def transposed(
     return program(body, **{"x": f"{name}[N,{c},{space}]", **weights, **settings})
 
 
-def transposed_models() -> Mapping[str, onnx.ModelProto]:
+def transposed_models() -> dict[str, onnx.ModelProto]:
     """What the laws try passes on, by name; x is [N, 8, 7, 9]."""
     x = "float[N,8,7,9]"
     one = "<strides = [2, 2], pads = [1, 1, 0, 1]>"
     return {
         "grouped transposed": program(
-            "r = Relu (x) t = ConvTranspose <group = 4, strides = [2, 1], output_padding = [1, 0]> (r, w, b) y = Relu (t)",
+            "r = Relu (x) t = ConvTranspose <group = 4, strides = [2, 1], output_padding = [1, 0]> (r, w, b) "
+            "y = Relu (t)",
             x=x,
             w=(8, 3, 3, 2),
             b=(12,),

@@ -7,14 +7,14 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from test_equivalence import rewrites as rw
-from test_equivalence import wrong_folds, wrong_fused, wrong_graphs, wrong_weights
+from test_equivalence import wrong_folds, wrong_fused, wrong_graphs, wrong_transposed, wrong_weights
 from test_equivalence.nets import audited, caught, net
 from test_equivalence.wrong_cases import CASES
 from test_equivalence.wrong_folds import folded, normalized
 from test_equivalence.wrong_graphs import nan_for_negative_values
 from test_equivalence.wrong_weights import on_tap, one_ulp_on_one_tap
 
-MODULES = (wrong_weights, wrong_graphs, wrong_folds, wrong_fused)  # importing them fills CASES
+MODULES = (wrong_weights, wrong_graphs, wrong_folds, wrong_fused, wrong_transposed)  # importing them fills CASES
 
 
 def test_the_right_fold_is_accepted() -> None:

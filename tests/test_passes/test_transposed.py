@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 import pytest
 
+import rewriter
 from funnel import Sizes, check, declines
 from programs import program
 from rewriter import BadInput, Safety
@@ -56,7 +57,7 @@ def test_apart_and_together_again(options: dict[str, Any]) -> None:
     apart = passed.after.SerializeToString()
     back = check(apart, MERGE, becomes="ConvTranspose/4", safety=Safety.EXACT, sizes=where)
     before, after = (
-        [node for node in proto.graph.node if node.op_type == "ConvTranspose"][0] for proto in (model, back.after)
+        next(node for node in proto.graph.node if node.op_type == "ConvTranspose") for proto in (model, back.after)
     )
     assert list(before.attribute) == list(after.attribute)
     assert before.name == after.name
@@ -127,7 +128,7 @@ SPLIT_TEXT = "p, q = Split <axis = 1> (x, s)"
         ),
         (  # what else reads the pieces keeps the Split
             f"{SPLIT_TEXT} a = ConvTranspose (p, v) b = ConvTranspose (q, w) c = Concat <axis = 1> (a, b) "
-            "r = ReduceMax <keepdims = 1> (q) y = Add (c, r)",
+            "r = ReduceMax <keepdims = 1> (p) y = Add (c, r)",
             {"v": (4, 2, 3, 3), "w": (4, 2, 3, 3), "s": [4, 4]},
             "Split ConvTranspose/2 ReduceMax Add",
         ),
@@ -145,7 +146,7 @@ PAIR = "a = ConvTranspose (p, v) b = ConvTranspose (q, w) y = Concat <axis = 1> 
 @pytest.mark.parametrize(
     ("body", "weights", "reason"),
     [
-        ("y = ConvTranspose (x, v)", {"v": (8, 2, 3, 3)}, "'y' is an output of the model"),
+        ("y = ConvTranspose (x, v)", {"v": (8, 2, 3, 3)}, "'y' is a graph output, so it must stay."),
         ("a = ConvTranspose (x, v) y = Relu (a)", {"v": (8, 2, 3, 3)}, "goes into Relu 'y', no Concat"),
         ("a = ConvTranspose (x, v) y = Concat <axis = 1> (a)", {"v": (8, 2, 3, 3)}, "has no other branch"),
         ("a = ConvTranspose (x, v) y = Concat <axis = 1> (a, a)", {"v": (8, 2, 3, 3)}, "reads a branch twice"),
@@ -219,8 +220,17 @@ def test_settings_that_do_not_fit(rule: str, chosen: Settings, reason: str) -> N
     declines(transposed(), rule, reason, chosen)
 
 
+def test_inspect_counts_its_channels_and_multiplications() -> None:
+    model = transposed("strides = [2, 2]", kernel=(3, 2))
+    (site,) = rewriter.inspect(model)
+    assert (site.form, site.group, site.channels_in, site.channels_out) == ("grouped transposed", 4, 8, 12)
+    assert site.macs == (8 * 4 * 5) * 3 * (3 * 2)
+    assert site.output_shape == (1, 12, 9, 10)
+    assert [entry.pass_name for entry in site.passes if entry.applies] == [REGROUP, SPLIT]
+
+
 def test_two_ways_to_say_the_groups_are_refused() -> None:
-    with pytest.raises(BadInput, match="both regroup-transposed.factor and regroup-transposed.groups are set"):
+    with pytest.raises(BadInput, match=r"both regroup-transposed.factor and regroup-transposed.groups are set"):
         pass_named(REGROUP).check({"factor": 2, "groups": 2})
 
 
