@@ -13,7 +13,7 @@ from rewriter.base import Pass
 from rewriter.model import Model
 from rewriter.options import PERMITS
 from rewriter.report.record import file_record
-from rewriter.report.text import Block, Table, counted, sites_text, unnamed
+from rewriter.report.text import Block, Table, alike, counted, sites_text, unnamed
 from rewriter.rule import Attempt
 from rewriter.survey import Opinion, Site
 
@@ -81,7 +81,9 @@ def opinion_blocks(sites: Sequence[Site], verbose: bool) -> list[Block]:
             if not entry.applies and entry.matched == 0 and not verbose:
                 trivial += 1
                 continue
-            reason = entry.reason if verbose else unnamed(entry.reason)
+            reason = entry.reason
+            if not verbose:
+                reason = unnamed(reason) if entry.applies else alike(reason)
             groups.setdefault((entry.applies, entry.pass_name, reason), []).append((site.site, entry))
     ranked = sorted(
         groups.items(), key=lambda item: (not item[0][0], -max(entry.matched for _, entry in item[1]), item[0][1])

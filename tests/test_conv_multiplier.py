@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -50,7 +52,7 @@ def test_there_and_back_gives_the_same_bits(
     case: tuple[list[int], np.random.Generator, bool], channels: int, multiplier: int, dtype: type
 ) -> None:
     kernel, rng, _ = case
-    weight = rng.standard_normal([channels * multiplier, 1, *kernel]).astype(dtype)
+    weight: np.ndarray[Any, Any] = rng.standard_normal([channels * multiplier, 1, *kernel]).astype(dtype)
     parts = split_multiplier(weight, multiplier)
     assert [part.shape for part in parts] == [(channels, 1, *kernel)] * multiplier
     back = merge_multiplier(parts)

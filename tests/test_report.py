@@ -300,3 +300,11 @@ def test_a_candidate_in_the_noise_says_how_much_noise(effect: float | None, said
     winner, (attempt,) = _decide(place, [measured], "y")
     assert (winner, attempt.outcome) == (None, "not_worth_it")
     assert said in attempt.reason
+
+
+def test_declines_that_differ_in_figures_only_are_counted_together() -> None:
+    one = "No split of 'a' saves: rank 3 (288 multiplications), singular values 1.5, 0.2, 3e-05."
+    other = "No split of 'b/c' saves: rank 12 (99 multiplications), singular values 7."
+    assert text.alike(one) == text.alike(other)
+    assert text.alike(one) != text.alike(other.replace("saves", "helps"))
+    assert text.unnamed(one) != text.unnamed(other)

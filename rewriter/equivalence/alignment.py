@@ -7,7 +7,6 @@ axes.  So a 1-D convolution can be compared with a 2-D one, or one over depth wi
 
 from __future__ import annotations
 
-import bisect
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
@@ -31,17 +30,16 @@ class Aligned:
     corners: tuple[Integers, ...]
     """Per convolution `[Q, R]`: the coordinate that the first kernel element reads."""
     bases: tuple[Integers, ...]
-    """Per convolution `[Q]`: how far the selected element of the batch and of the other axes is from the first."""
-    origins: tuple[int, ...]
-    """Per convolution: which of the tensors that enter it reads."""
+    """Per convolution `[Q]`: how far the selected element of the batch and of the other axes is from that of the first.
+
+    `sources` of the convolutions are what the first of the output positions selects.
+    """
 
 
-def align(
-    old: tuple[Sequence[ConvUse], Integers], new: tuple[Sequence[ConvUse], Integers], blocks: Sequence[int]
-) -> tuple[Aligned, Aligned]:
+def align(old: tuple[Sequence[ConvUse], Integers], new: tuple[Sequence[ConvUse], Integers]) -> tuple[Aligned, Aligned]:
     """Both sides over common axes, from their convolutions and their outputs' flat positions `[Q]` on their grids.
 
-    `blocks` are the first symbols of the tensors that enter.  Raises Unsupported where there are no common axes.
+    Raises Unsupported where there are no common axes.
     """
     steps = {
         conv.upsampling if max(conv.upsampling, default=1) > 1 else () for convs, _ in (old, new) for conv in convs
@@ -51,9 +49,9 @@ def align(
     sides = [([_squeezed(conv) for conv in convs], positions) for convs, positions in (old, new)]
     every = [conv for convs, _ in sides for conv in convs]
     if any(conv.upsampling for conv in every) or not all(map(_is_regular, every)):
-        return _unaligned(*sides[0], every, blocks), _unaligned(*sides[1], every, blocks)
+        return _unaligned(*sides[0], every), _unaligned(*sides[1], every)
     reading = sorted({key for conv in every for key in _reading(conv)}, reverse=True)
-    first, second = (_over(convs, positions, reading, blocks) for convs, positions in sides)
+    first, second = (_over(convs, positions, reading) for convs, positions in sides)
     return first, second
 
 
@@ -120,13 +118,7 @@ def _reading(conv: ConvUse) -> list[tuple[int, int]]:
     ]
 
 
-def _origins(convs: Sequence[ConvUse], blocks: Sequence[int]) -> tuple[int, ...]:
-    return tuple(bisect.bisect_right(blocks, int(conv.sources.max())) for conv in convs)
-
-
-def _over(
-    convs: Sequence[ConvUse], positions: Integers, reading: Sequence[tuple[int, int]], blocks: Sequence[int]
-) -> Aligned:
+def _over(convs: Sequence[ConvUse], positions: Integers, reading: Sequence[tuple[int, int]]) -> Aligned:
     made, corners, bases = [], [], []
     for conv in convs:
         keys = list(zip(_steps(conv), conv.grid.shape[1:], strict=True))
@@ -138,9 +130,11 @@ def _over(
         corners.append((begin - np.asarray(conv.pads, np.int64))[:, axes])
         selected = begin.copy()
         selected[:, axes] = 0
-        bases.append(conv.grid[(at[:, 0], *selected.T)])
-        made.append(_restricted(conv, axes))
-    return Aligned(tuple(made), tuple(corners), tuple(bases), _origins(convs, blocks))
+        base = conv.grid[(at[:, 0], *selected.T)]
+        bases.append(base - base[0])
+        sources = np.where(conv.sources >= 0, conv.sources + base[0], conv.sources)
+        made.append(replace(_restricted(conv, axes), sources=sources))
+    return Aligned(tuple(made), tuple(corners), tuple(bases))
 
 
 def _restricted(conv: ConvUse, axes: Sequence[int]) -> ConvUse:
@@ -162,9 +156,7 @@ def _restricted(conv: ConvUse, axes: Sequence[int]) -> ConvUse:
     )
 
 
-def _unaligned(
-    convs: Sequence[ConvUse], positions: Integers, every: Sequence[ConvUse], blocks: Sequence[int]
-) -> Aligned:
+def _unaligned(convs: Sequence[ConvUse], positions: Integers, every: Sequence[ConvUse]) -> Aligned:
     """As they are, which is possible where all read their input in the same order, whatever that is."""
     if any(not np.array_equal(conv.grid, every[0].grid) for conv in every[1:]):
         raise Unsupported("the convolutions read their inputs in different spatial orders")
@@ -173,4 +165,4 @@ def _unaligned(
         at = np.stack(np.unravel_index(positions, conv.family.grid), axis=1)
         corners.append(at[:, 1:] * np.asarray(conv.strides, np.int64) - np.asarray(conv.pads, np.int64))
         bases.append(at[:, 0])
-    return Aligned(tuple(convs), tuple(corners), tuple(bases), _origins(convs, blocks))
+    return Aligned(tuple(convs), tuple(corners), tuple(bases))

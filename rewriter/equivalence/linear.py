@@ -7,6 +7,7 @@ record of the convolution and of the input channels it reads.
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -52,8 +53,6 @@ class Evaluation:
         """
         self.side = side
         self.products = products
-        self.blocks = sorted([*entering.values(), *([products] if products else [])])
-        """The first symbols of the tensors that enter, and of those that stand for ones."""
         self.nodes = nodes
         self.entering = entering
         self.convs: list[ConvUse] = []
@@ -66,6 +65,8 @@ class Evaluation:
         self._sums: dict[str, Form] = {}
         self.dtype: np.dtype[np.signedinteger] = np.dtype(np.int32 if self._allocate(wide) < 2**31 else np.int64)
         self._values: dict[str, Value] = {}
+        self._failed: dict[str, str] = {}
+        """Tensors that are not covered, and why: what reads them need not ask again, however long the chain."""
         self._done = 0
 
     def advance(self, stop: int | None = None) -> None:
@@ -79,15 +80,30 @@ class Evaluation:
             self._done += 1
             # The first output brings the others along.
             name = next((name for name in node.output if name), "")
-            if name and side.bound.value(name) is None and (name in self._values or ending(side, node) is None):
-                with contextlib.suppress(Unsupported):
+            if not name or name in self._values or name in self._failed or side.bound.value(name) is not None:
+                continue
+            with contextlib.suppress(Unsupported):
+                if ending(side, node) is None:
                     self.value(name)
 
     def give(self, name: str, form: Form) -> None:
         """Let a tensor that is computed nonlinearly stand for symbols of its own."""
         self._values[name] = form
         self.given.add(name)
-        self.blocks = sorted([*self.blocks, int(form.index.min())])
+        self._forget(name)
+
+    def _forget(self, name: str) -> None:
+        """Let what failed because of this tensor be evaluated again, in graph order."""
+        todo, again = [name], set()
+        while todo:
+            for index in self.side.readers.get(todo.pop(), ()):
+                failed = [output for output in self.side.model.nodes[index].output if output in self._failed]
+                for output in failed:
+                    del self._failed[output]
+                todo += failed
+                again |= {index} if failed else set()
+        if again:
+            self._done = min(self._done, bisect.bisect_left(self.nodes, min(again)))
 
     def _allocate(self, wide: int) -> int:
         """Number the outputs of all convolutions; returns the first number not in use."""
@@ -115,9 +131,20 @@ class Evaluation:
 
     def value(self, name: str) -> Value:
         """The tensor as forms, or as numbers where it is constant; raises Unsupported or Impossible."""
-        if name not in self._values:
-            self._values[name] = self._find(name)
-        return self._values[name]
+        if name in self._values:
+            return self._values[name]
+        if name in self._failed:
+            raise Unsupported(self._failed[name])
+        try:
+            found = self._values[name] = self._find(name)
+        except Unsupported as problem:
+            self._failed[name] = str(problem)
+            raise
+        return found
+
+    def record(self, conv: ConvUse) -> None:
+        """Add a convolution; one that was evaluated before, when what it is added to was not known, is not another."""
+        self.convs = [*(known for known in self.convs if known.output != conv.output), conv]
 
     def form(self, name: str) -> Form:
         return self.as_form(self.value(name))
@@ -323,12 +350,13 @@ def _conv(run: Evaluation, node: onnx.NodeProto, operands: Sequence[Value | None
     family, first = run._members[node.output[0]]
     shifted = None
     if node.op_type == "ConvTranspose":
-        run.convs.append(upsampled_use(node, data, weight, family, first, run.convs))
+        conv = upsampled_use(node, data, weight, family, first, run.convs)
     else:
         geometry = geometry_of(node, data, weight)
-        run.convs.append(conv_use(node, data, weight, geometry, family, first, run.convs))
+        conv = conv_use(node, data, weight, geometry, family, first, run.convs)
         shifted = offset_of(data, weight, geometry, (family.grid[0], weight.shape[0], *family.grid[1:]))
-    channels = np.arange(first, first + run.convs[-1].weight.shape[0], dtype=run.dtype)
+    run.record(conv)
+    channels = np.arange(first, first + conv.weight.shape[0], dtype=run.dtype)
     positions = np.arange(math.prod(family.grid), dtype=run.dtype).reshape(family.grid[0], 1, *family.grid[1:])
     column = (1, -1, *[1] * (len(family.grid) - 1))
     made = Form((family.first + positions * family.channels + channels.reshape(column))[..., None])

@@ -22,7 +22,7 @@ def mixings_of(name: str, a: Reading, b: Reading, rows: Integers) -> tuple[Mixin
     """
     positions = a.position[rows[:, 0]]
     _require_same_positions(name, b.position[rows])
-    aligned = align((a.convs, positions), (b.convs, b.position[rows[:, 0]]), a.run.blocks)
+    aligned = align((a.convs, positions), (b.convs, b.position[rows[:, 0]]))
     shifts = _shifts(*aligned)
     found: list[Mixing] = []
     for reading, side, shift in zip((a, b), aligned, shifts, strict=True):
@@ -104,13 +104,20 @@ def _require_same_positions(name: str, position: Integers) -> None:
 
 
 def _shifts(old: Aligned, new: Aligned) -> tuple[tuple[tuple[int, ...], ...], tuple[tuple[int, ...], ...]]:
-    """Where each convolution's kernel begins, relative to the first old one's; raises Refuted where that varies."""
+    """Where each convolution's kernel begins, relative to the first old one's; raises Refuted where that varies.
+
+    Convolutions that read the same channel must read the same batch entry of it at every position.
+    """
     found: list[tuple[tuple[int, ...], ...]] = []
-    bases = dict(zip(old.origins, old.bases, strict=True))
+    bases: list[Integers] = []
+    base_of: dict[int, int] = {}
     for side in (old, new):
         shifts = []
-        for conv, corner, base, origin in zip(side.convs, side.corners, side.bases, side.origins, strict=True):
-            if not np.array_equal(base, bases.get(origin, base)):
+        for conv, corner, base in zip(side.convs, side.corners, side.bases, strict=True):
+            number = next((at for at, known in enumerate(bases) if np.array_equal(base, known)), len(bases))
+            bases += [base] if number == len(bases) else []
+            sources = conv.sources[conv.sources >= 0].tolist()
+            if any(base_of.setdefault(source, number) != number for source in sources):
                 if side is old:
                     raise Unsupported(f"the batch entries that '{conv.output}' reads are not those of its neighbours")
                 raise Refuted(f"'{conv.output}' reads other batch entries than before, or in another order.")

@@ -8,6 +8,7 @@ output channel, compared bitwise where constants only moved, against a stated ro
 from __future__ import annotations
 
 import functools
+import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -17,7 +18,7 @@ import onnx
 from numpy.typing import NDArray
 
 from rewriter.equivalence.endings import beneath, require_same, shows
-from rewriter.equivalence.forms import Floats, Form, Impossible, Integers, Unsupported
+from rewriter.equivalence.forms import NOTHING, Floats, Form, Impossible, Integers, Unsupported
 from rewriter.equivalence.kernels import Mixing, Refuted, Tally, compare_kernels, deviation, gamma, signatures, within
 from rewriter.equivalence.linear import Evaluation
 from rewriter.equivalence.matching import inner_elements, multiplies, pair
@@ -252,23 +253,32 @@ def _compare_forms(
     if rows is None:
         raise Unsupported(f"'{name}' has more channels at some positions than at others")
     mixings = mixings_of(name, a, b, rows)
-    key = b"|".join(_signature(mixing) for mixing in mixings)
+    key = _signature(mixings)
     if key not in known:
         known[key] = compare_kernels(mixings[0], mixings[1], unit)
         tally.add(known[key])
     _compare_offsets(name, a.form, b.form, rows, unit, offsets)
 
 
-def _signature(mixing: Mixing) -> bytes:
-    """Equal for two bindings under which the kernels to compare are the same."""
-    coef = b"" if mixing.coef is None else mixing.coef.tobytes()
-    convs = [(c.output, c.first, _ranks(c.sources)) for c in mixing.convs]
-    rest = repr((mixing.channel.shape, convs, mixing.shifts)).encode()
-    return b"/".join([mixing.channel.astype(np.int64).tobytes(), coef, rest])
+def _signature(mixings: Sequence[Mixing]) -> bytes:
+    """Equal for two bindings under which the kernels to compare are the same.
 
-
-def _ranks(sources: Integers) -> bytes:
-    return np.unique(sources, return_inverse=True)[1].astype(np.int64).tobytes()
+    Which channels both sides have in common counts, and the weights: effective ones can differ between bindings.
+    """
+    convs = [conv for mixing in mixings for conv in mixing.convs]
+    found = hashlib.sha256()
+    if convs:
+        sources = np.concatenate([np.full(1, NOTHING), *(conv.sources for conv in convs)])
+        found.update(np.unique(sources, return_inverse=True)[1].astype(np.int64).tobytes())
+    for conv in convs:
+        found.update(repr((conv.first, conv.group, conv.dilations, conv.weight.dtype, conv.weight.shape)).encode())
+        for values in (conv.weight, conv.terms, conv.magnitude):
+            found.update(b"none" if values is None else np.ascontiguousarray(values).tobytes())
+    for mixing in mixings:
+        found.update(repr((mixing.channel.shape, len(mixing.convs), mixing.shifts)).encode())
+        found.update(mixing.channel.astype(np.int64).tobytes())
+        found.update(b"none" if mixing.coef is None else mixing.coef.tobytes())
+    return found.digest()
 
 
 def _compare_direct(name: str, a: Reading, b: Reading, unit: float, tally: Tally) -> None:

@@ -85,7 +85,9 @@ def reason_blocks(attempts: Iterable[AttemptRecord], verbose: bool) -> list[Bloc
     told = considered if verbose or not nearer else nearer
     groups: dict[tuple[str, str, str], list[AttemptRecord]] = {}
     for attempt in told:
-        reason = why(attempt) if verbose else unnamed(why(attempt))
+        reason = why(attempt)
+        if not verbose:
+            reason = alike(reason) if attempt.outcome == "declined" else unnamed(reason)
         groups.setdefault((attempt.outcome, attempt.pass_name, reason), []).append(attempt)
     ranked = sorted(groups.items(), key=lambda item: (_ORDER.index(item[0][0]), -_nearness(item[1]), -len(item[1])))
     shown = ranked if verbose else ranked[:_SHOWN_REASONS]
@@ -209,6 +211,12 @@ def sites_text(sites: Sequence[str]) -> str:
 def unnamed(reason: str) -> str:
     """A reason without the names in it: reasons that differ in nothing else are counted as one, the first one shown."""
     return re.sub(r"'[^']*'", "''", reason)
+
+
+def alike(reason: str) -> str:
+    """A reason without names and figures: those of declined sites that differ in nothing else are counted together."""
+    plain = re.sub(r"\d+(?:\.\d+)?(?:e[+-]?\d+)?", "0", unnamed(reason))
+    return re.sub(r"0(?:, 0)+", "0", plain)  # however many there are
 
 
 def size_text(size: int) -> str:
