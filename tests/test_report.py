@@ -126,7 +126,7 @@ def test_trivial_reasons_are_told_where_there_are_no_others() -> None:
 
 
 def test_many_reasons_are_cut_with_a_word_about_it() -> None:
-    many = [attempt("declined", f"Reason number {k}.", matched=1) for k in range(15)]
+    many = [attempt("declined", f"Reason {chr(97 + k)}.", matched=1) for k in range(15)]
     blocks = text.reason_blocks(many, verbose=False)
     assert len(table_of(blocks).rows) == 12
     assert blocks[-1] == "3 more reasons are shown with -v."
