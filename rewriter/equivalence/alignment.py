@@ -52,7 +52,32 @@ def align(old: tuple[Sequence[ConvUse], Integers], new: tuple[Sequence[ConvUse],
         return _unaligned(*sides[0], every), _unaligned(*sides[1], every)
     reading = sorted({key for conv in every for key in _reading(conv)}, reverse=True)
     first, second = (_over(convs, positions, reading) for convs, positions in sides)
+    _require_apart(first.convs, second.convs, reading)
     return first, second
+
+
+def _require_apart(old: Sequence[ConvUse], new: Sequence[ConvUse], reading: Sequence[tuple[int, int]]) -> None:
+    """Raise Unsupported where one channel is read from other beginnings: its elements would have two names."""
+    sides = [np.unique(np.concatenate([conv.sources for conv in convs])).astype(np.int64) for convs in (old, new)]
+    one, other = (mine[(mine >= 0) & ~np.isin(mine, yours)] for mine, yours in (sides, sides[::-1]))
+    for mine, every in ((one, sides[1]), (other, sides[0])):
+        for source in mine:
+            if _within(every[every >= 0] - source, list(reading)).any():
+                raise Unsupported("the convolutions read parts of what enters that begin at different places")
+
+
+def _within(distance: Integers, axes: list[tuple[int, int]]) -> NDArray[np.bool_]:
+    """Whether as many steps along the axes as they are long at most make the distance."""
+    if not axes:
+        return np.asarray(distance == 0)
+    (step, size), *rest = sorted(axes, key=lambda axis: -abs(axis[0]))
+    if step == 0:
+        return _within(distance, rest)
+    least = distance // abs(step)
+    found = np.zeros(distance.shape, bool)
+    for count in (least, least + 1):
+        found |= (np.abs(count) < size) & _within(distance - count * abs(step), rest)
+    return found
 
 
 def _squeezed(conv: ConvUse) -> ConvUse:

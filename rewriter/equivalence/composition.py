@@ -75,6 +75,8 @@ def compose(outer: Stage, inner: Sequence[Stage], mix: Mix, sizes: Sequence[Shap
     used = [stage for number, stage in enumerate(inner) if (mix.stage == number).any()]
     if not used:
         raise Unsupported("a convolution reads nothing but zeros")
+    if not all(np.isfinite(stage.weight).all() for stage in (outer, *used)):
+        raise Unsupported("infinity or NaN is among the weights of convolutions in a row")  # 0 · infinity is no zero
     if any(stage.strides != used[0].strides for stage in used):
         raise Unsupported("a convolution reads others of different strides")
     for stage in used:

@@ -214,9 +214,7 @@ def _scaled(conv: ConvUse, factor: Floats) -> ConvUse:
     groups = np.arange(outputs) // (outputs // conv.group)
     by = factor[groups[:, None] * per_group + np.arange(per_group)]
     weight = conv.weight.astype(np.float64) * by.reshape(*by.shape, *[1] * (conv.weight.ndim - 2))
-    if (by == 1).all():
-        return conv
-    if (np.abs(by) == 1).all():  # a sign: the weights are still those of the file, moved
+    if (np.abs(np.frexp(by)[0]) == 0.5).all():  # powers of two: nothing is rounded
         return replace(conv, weight=weight)
     return replace(conv, weight=weight, terms=np.ones(weight.shape), magnitude=np.abs(weight))
 

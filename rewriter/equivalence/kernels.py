@@ -47,6 +47,8 @@ class Tally:
     dropped: int = 0
     combined: int = 0
     rounded: int = 0
+    merged: int = 0
+    """Entries that one side computes of more products than the other, whether the result is rounded or not."""
     products: int = 0
     """Most products that one output element sums, on either side."""
     worst: float = 0.0
@@ -59,6 +61,7 @@ class Tally:
         self.dropped += other.dropped
         self.combined += other.combined
         self.rounded += other.rounded
+        self.merged += other.merged
         self.products = max(self.products, other.products)
         self.worst = max(self.worst, other.worst)
 
@@ -260,6 +263,7 @@ def _compare(old: Entries, new: Entries, unit: float, describe: _Describe) -> Ta
         dropped=gone.keys.size,
         combined=int(combined.sum() + gone.combined.sum() + come.combined.sum()),
         rounded=int((error > 0).sum()),
+        merged=int((a.counts != b.counts).sum()),
         worst=within(error, bound, unit, lambda at: describe(int(a.keys[at]))),
     )
 

@@ -59,7 +59,7 @@ class Evaluation:
         self.given: set[str] = set()
         """Tensors that stand for symbols of their own."""
         self.computed = False
-        """Whether constants are computed from constants at run time, by more than moving them."""
+        """Whether constants are computed from constants at run time, or scaled, by more than moving them."""
         self.families: dict[Shape, Family] = {}
         self._members: dict[str, tuple[Family, int]] = {}
         self._sums: dict[str, Form] = {}
@@ -356,6 +356,7 @@ def _conv(run: Evaluation, node: onnx.NodeProto, operands: Sequence[Value | None
         conv = conv_use(node, data, weight, geometry, family, first, run.convs)
         shifted = offset_of(data, weight, geometry, (family.grid[0], weight.shape[0], *family.grid[1:]))
     run.record(conv)
+    run.computed |= data.coef is not None and bool((np.abs(data.coef) != 1).any())
     channels = np.arange(first, first + conv.weight.shape[0], dtype=run.dtype)
     positions = np.arange(math.prod(family.grid), dtype=run.dtype).reshape(family.grid[0], 1, *family.grid[1:])
     column = (1, -1, *[1] * (len(family.grid) - 1))

@@ -35,6 +35,7 @@ BINARY: Final = frozenset({"Mul", "Div", "Max", "Min"})
 PER_CHANNEL: Final = frozenset({"MaxPool", "AveragePool", "GlobalMaxPool"})
 """Operators that treat every channel of `[N, C, *S]` alike and by itself: they keep a permutation of channels."""
 _MEANS: Final = frozenset({"GlobalAveragePool", "ReduceMean"})
+_AVERAGES_ANEW: Final = 19
 _MOST_ORDERS: Final = 6
 _MOST_PARTNERS: Final = 4
 
@@ -91,6 +92,11 @@ def multiplies(side: Side, node: onnx.NodeProto) -> bool:
     return all(not side.constant(name) and side.bound.value(name) is None for name in node.input)
 
 
+def _is_optional(side: Side, node: onnx.NodeProto) -> bool:
+    """Whether the node can be evaluated without a partner, where what it computes with is simple enough."""
+    return multiplies(side, node) or _is_mean(side, node)
+
+
 def _is_mean(side: Side, node: onnx.NodeProto) -> bool:
     """Whether the node averages over all positions: linear, but no convolution of what enters."""
     if not is_default(node, side.functions) or node.op_type not in _MEANS or side.constant(node.input[0]):
@@ -130,11 +136,11 @@ def pair(old: Evaluation, new: Evaluation, first: int, same: Same, permuted: Per
         try:
             found = next(_partners(new, partners, node, operands(old, node), same, permuted), None)
         except Unsupported:
-            if not multiplies(old.side, node):
+            if not _is_optional(old.side, node):
                 raise
             found = None
-        if found is None and multiplies(old.side, node):
-            continue  # products of what enters have symbols of their own
+        if found is None and _is_optional(old.side, node):
+            continue  # products of what enters have symbols of their own, and means are sums
         if found is None:
             raise Unsupported(f"what enters {node.op_type} '{node.output[0]}' is not shown to be the same")
         partner, order = found
@@ -151,7 +157,7 @@ def pair(old: Evaluation, new: Evaluation, first: int, same: Same, permuted: Per
         new.give(output, Form(moved.reshape(*new.shape(output), 1)))
     for index in left:
         node = new.side.model.nodes[index]
-        if not multiplies(new.side, node):
+        if not _is_optional(new.side, node):
             raise Unsupported(f"{node.op_type} '{node.output[0]}' has no counterpart in the original")
     return pairs
 
@@ -271,4 +277,7 @@ def _kind(side: Side, node: onnx.NodeProto) -> tuple[str, tuple[bytes, ...], tup
         return "mean over all positions", (), ()
     constants = [constant(side.model, name) for name in node.input[1:]]
     values = tuple(b"" if value is None else value.tobytes() for value in constants)
-    return node.op_type, tuple(operator_attributes(node, side.model)), values
+    kind = node.op_type
+    if kind == "AveragePool":  # ONNX 19 says otherwise than before what a window beyond the padding is divided by
+        kind += str(onnx.defs.get_schema(kind, side.model.opset, "").since_version >= _AVERAGES_ANEW)
+    return kind, tuple(operator_attributes(node, side.model)), values

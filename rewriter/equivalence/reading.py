@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 
@@ -14,6 +15,8 @@ from rewriter.equivalence.kernels import Mixing, Refuted
 from rewriter.equivalence.linear import Evaluation
 from rewriter.equivalence.rows import parts, same_rows
 
+_MIXED: Final = "an element of '{}' mixes several positions or batches"
+
 
 def mixings_of(name: str, a: Reading, b: Reading, rows: Integers) -> tuple[Mixing, Mixing]:
     """How the output channels of both sides mix their convolutions' channels; `rows` `[Q, J]` are elements by position.
@@ -21,9 +24,11 @@ def mixings_of(name: str, a: Reading, b: Reading, rows: Integers) -> tuple[Mixin
     Raises Unsupported or Refuted where they are not the same at all positions, or read at other ones.
     """
     positions = a.position[rows[:, 0]]
-    _require_same_positions(name, b.position[rows])
+    _require_same_positions(name, b, rows)
     aligned = align((a.convs, positions), (b.convs, b.position[rows[:, 0]]))
     shifts = _shifts(*aligned)
+    if b.mixed:  # steps of equal length, as of a kernel taken apart, or they would have been refuted
+        raise Unsupported(_MIXED.format(name))
     found: list[Mixing] = []
     for reading, side, shift in zip((a, b), aligned, shifts, strict=True):
         channel, coef, uniform = reading.classes(rows)
@@ -46,7 +51,9 @@ class Reading:
     family: Family | None
     channel: Integers
     position: Integers
-    """`[E]`: n·P + p on the family's grid, −1 for elements that read no convolution."""
+    """`[E]`: n·P + p on the family's grid, the last one read; −1 for elements that read no convolution."""
+    mixed: bool = False
+    """Whether an element reads several positions: then `channel` tells nothing."""
 
     @property
     def count(self) -> int:
@@ -73,7 +80,7 @@ class Reading:
             return cls(run, form, index, None, index, np.full(len(index), -1))
         family = next(family for family in run.families.values() if top in family)
         channel, position = np.empty_like(index), np.empty(len(index), index.dtype)
-        pure = True
+        pure, mixed = True, False
         for part in parts(*index.shape):
             inside, live = index[part] - family.first, index[part] >= first
             if (live & (inside < 0)).any():
@@ -82,11 +89,12 @@ class Reading:
             at = np.where(live, inside // family.channels, -1)
             position[part] = highest = functools.reduce(np.maximum, at.T)
             if (live & (at != highest[:, None])).any():
-                mixed = Refuted if run.side.name == "after" else Unsupported
-                raise mixed(f"An element of '{name}' mixes several positions or batches.")
+                if run.side.name == "before":
+                    raise Unsupported(_MIXED.format(name))
+                mixed = True
             channel[part] = np.where(live, inside - at * family.channels, NOTHING)
         direct = np.full((1, 1), NOTHING) if pure else np.where(index < first, index, NOTHING)
-        return cls(run, form, direct, family, channel, position)
+        return cls(run, form, direct, family, channel, position, mixed)
 
     def classes(self, rows: Integers) -> tuple[Integers, Floats | None, bool]:
         """Channels and coefficients `[J, T]` of the output channels, and whether all positions have the same."""
@@ -98,8 +106,11 @@ class Reading:
         return channel, coef[rows[0]], uniform and same_rows(coef, rows)
 
 
-def _require_same_positions(name: str, position: Integers) -> None:
+def _require_same_positions(name: str, reading: Reading, rows: Integers) -> None:
+    position = reading.position[rows]
     if (position != position[:, :1]).any():
+        if reading.mixed:
+            raise Unsupported(_MIXED.format(name))
         raise Refuted(f"Elements of '{name}' that shared a position before the rewrite do not afterwards.")
 
 

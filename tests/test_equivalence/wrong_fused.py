@@ -66,7 +66,7 @@ def fused_residual_of_another_tensor() -> Case:
     return with_input(3, "other")
 
 
-@wrong("L1")
+@wrong("L3")
 def fused_input_and_residual_swapped() -> Case:
     def change(node: onnx.NodeProto) -> None:
         node.input[0], node.input[3] = "z", "a"
