@@ -65,7 +65,9 @@ def section() -> str:
 def _model(row: dict[str, object]) -> str:
     interval, threads = row["interval"], row["threads"]
     speed = "unchanged: nothing helps"
-    if isinstance(interval, list) and row["changed"]:
+    if isinstance(interval, list) and not row["changed"]:
+        speed = f"unchanged: as a whole not faster, {row['speedup']:.2f}× ({interval[0]:.2f} to {interval[1]:.2f})"
+    elif isinstance(interval, list):
         speed = f"{row['speedup']:.2f}× ({interval[0]:.2f} to {interval[1]:.2f}) at {threads} thread"
     return (
         f"| {row['model']} | {row['rewrites']} | {speed} | {row['verdict']} ({row['grade']}) | {row['seconds']:.0f} s |"
