@@ -53,7 +53,9 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"model"}),  # load, look, splice
     frozenset({"diagnosis"}),  # why a provider cannot be used
     frozenset({"external", "wire", "wiring", "providers", "nvidia"}),  # data files, bytes, graph wiring; devices
-    frozenset({"contrib", "errors", "exactness_cases", "logs", "visible"}),  # operators of ORT's own; sums to probe
+    frozenset(
+        {"contrib", "errors", "exactness_cases", "interrupts", "logs", "visible"}
+    ),  # operators of ORT's own; sums to probe
 )
 TABLE = Path(__file__).name
 RANK = {name: rank for rank, row in enumerate(LAYERS) for name in row}
