@@ -53,9 +53,8 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"model"}),  # load, look, splice
     frozenset({"diagnosis"}),  # why a provider cannot be used
     frozenset({"external", "wire", "wiring", "providers", "nvidia"}),  # data files, bytes, graph wiring; devices
-    frozenset(
-        {"contrib", "errors", "exactness_cases", "interrupts", "logs", "visible"}
-    ),  # operators of ORT's own; sums to probe
+    # operators of ORT's own, sums to probe with, what everything may need
+    frozenset({"contrib", "errors", "exactness_cases", "interrupts", "logs", "visible"}),
 )
 TABLE = Path(__file__).name
 RANK = {name: rank for rank, row in enumerate(LAYERS) for name in row}
