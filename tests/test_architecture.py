@@ -54,7 +54,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"diagnosis"}),  # why a provider cannot be used
     frozenset({"external", "wire", "wiring", "providers", "nvidia"}),  # data files, bytes, graph wiring; devices
     # operators of ORT's own, sums to probe with, what everything may need
-    frozenset({"contrib", "errors", "exactness_cases", "interrupts", "logs", "visible"}),
+    frozenset({"contrib", "errors", "exactness_cases", "logs", "visible"}),
 )
 TABLE = Path(__file__).name
 RANK = {name: rank for rank, row in enumerate(LAYERS) for name in row}

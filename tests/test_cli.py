@@ -324,9 +324,12 @@ def test_a_write_that_fails_leaves_nothing(
 def test_ctrl_c_leaves_nothing(folder: Path) -> None:
     before = files(folder)
     arguments = ("optimize", "net.onnx", "-v", "--budget", "300")
+    # What starts the tests in the background may have them ignore interrupts, and a child inherits that.
+    usual = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(
         command(*arguments), stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment()
     )
+    signal.signal(signal.SIGINT, usual)
     assert process.stderr is not None
     for line in process.stderr:
         if line.startswith("measuring"):

@@ -13,8 +13,6 @@ from typing import Final, Literal
 
 import numpy as np
 
-from rewriter.interrupts import held_back
-
 Verdict = Literal["FASTER", "SLOWER", "NOISE"]
 
 MINIMUM_PAIRS: Final = 7
@@ -60,8 +58,7 @@ def median_interval(samples: Sequence[float] | np.ndarray) -> Interval:
         raise ValueError(f"{n} samples are too few for an interval: {MINIMUM_PAIRS} are needed")
     if not np.isfinite(ordered).all():
         raise ValueError("a sample is not a finite number")
-    with held_back():
-        from scipy import special  # here: it takes a third of a second that commands without timing need not spend
+    from scipy import special  # here, because it takes a third of a second that commands without timing need not spend
 
     student = special.stdtrit(n - 1, (1 - _CONFIDENCE) / 2)
     tail = special.ndtr(math.sqrt(n / (n - 1)) * student)
