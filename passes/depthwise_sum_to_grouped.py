@@ -43,7 +43,6 @@ from rewriter import (
     Var,
     bending,
     closure,
-    fold_into_producer,
     follow,
     interleave,
     lift,
@@ -56,6 +55,7 @@ from rewriter import (
     restore_layout,
     shape_readers,
     shuffle,
+    shuffled_input,
 )
 from rewriter.conv import Grouped, NotGrouped, mix
 
@@ -205,16 +205,7 @@ def _shuffled_input(
     )
     if grouped.inputs is None:
         return site.x, frozenset(), ""
-    if way in ("auto", "producer"):
-        try:
-            return *fold_into_producer(build, graph.model, site.x, grouped.inputs, region), "in the weights before"
-        except Declined:
-            if way == "producer":
-                raise
-    sizes = graph.sizes(site.x) or (None,) * (len(site.kernel) + 2)
-    how = "reshape" if way == "reshape" else "gather"
-    x = shuffle(build, site.x, grouped.inputs, how, (sizes[0], site.c, *sizes[2:]))
-    return x, frozenset(), "Reshape-Transpose-Reshape" if how == "reshape" else "Gather"
+    return shuffled_input(build, graph, site.x, site.c, len(site.kernel) + 2, grouped.inputs, way, region)
 
 
 def _reissue_shapes(

@@ -9,36 +9,8 @@ from rewriter.build import Builder
 from rewriter.conv import Ints
 from rewriter.lifting import lift
 from rewriter.model import Model
+from rewriter.per_channel import ELEMENTWISE, is_plain
 from rewriter.rule import require
-
-_ELEMENTWISE = frozenset(
-    [
-        "Relu",
-        "LeakyRelu",
-        "Sigmoid",
-        "HardSigmoid",
-        "HardSwish",
-        "Tanh",
-        "Elu",
-        "Selu",
-        "Softplus",
-        "Softsign",
-        "Mish",
-        "Gelu",
-        "Clip",
-        "Identity",
-        "Dropout",
-        "ThresholdedRelu",
-        "Celu",
-        "Erf",
-        "Exp",
-        "Sqrt",
-        "Abs",
-        "Neg",
-        "Swish",
-    ]
-)
-"""Operators that treat every element alike, with parameters that are scalars."""
 
 
 def fold_into_producer(
@@ -67,7 +39,7 @@ def fold_into_producer(
         gone.append(maker)
         if node.op_type == "Conv":
             break
-        passes = node.op_type in _ELEMENTWISE and node.domain in ("", "ai.onnx") and len(node.output) == 1
+        passes = node.op_type in ELEMENTWISE and is_plain(node)
         passes = passes and not (node.op_type == "Dropout" and len(node.input) > 2)  # it may be training
         require(passes, f"{node.op_type} at '{tensor}' stands between the shuffle and the convolution before", tensor)
         between.append(node)
