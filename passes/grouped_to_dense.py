@@ -26,15 +26,14 @@ from rewriter import (
     Safety,
     Settings,
     Var,
-    closure,
+    in_place,
     lift,
     maybe,
     nchwc_block,
     require,
+    require_few_zeros,
 )
 from rewriter.conv import regroup
-
-_MOST_MEASURED = 8
 
 
 class GroupedToDense(Pass):
@@ -52,8 +51,7 @@ class GroupedToDense(Pass):
         """Itself, where the zeros are not too many and `regroup` does not offer the same."""
         site = _grouped(graph, found)
         require(not graph.widths, "regroup measures one dense convolution there already", site.y)
-        zeros = f"{site.group} times the multiplications are too many to be faster"
-        require(site.group <= _MOST_MEASURED and site.i_per > 1, zeros, site.y)
+        require_few_zeros(site)
         block = nchwc_block()
         same = block > 0 and site.c % block == 0 and site.m % block == 0
         require(not same, "regroup measures wider groups there, up to dense", site.y)
@@ -64,16 +62,8 @@ class GroupedToDense(Pass):
         build = Builder(graph.model, f"{site.y}/dense")
         weight = build.constant(regroup(site.weight, site.group, 1), "weight")
         build.conv(site.node, site.x, weight, site.bias_name, 1, site.y)
-        return Rewrite(
-            self.name,
-            site.y,
-            Safety.FINITE,
-            closure(graph.model, [found.node], build.reads),
-            found.node,
-            tuple(build.nodes),
-            tuple(build.initializers),
-            f"Conv group {site.group} -> group 1, {site.group} times the multiplications",
-        )
+        summary = f"Conv group {site.group} -> group 1, {site.group} times the multiplications"
+        return in_place(self, site, build, summary)
 
 
 def _grouped(graph: Graph, found: Match) -> ConvSite:

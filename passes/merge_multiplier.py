@@ -23,11 +23,9 @@ from __future__ import annotations
 import numpy as np
 
 from rewriter import (
-    BadInput,
+    ORDERS,
     Builder,
-    Consumer,
     ConvSite,
-    Declined,
     Graph,
     Match,
     NodePattern,
@@ -37,18 +35,18 @@ from rewriter import (
     Safety,
     Settings,
     Var,
+    absorbing,
+    check_one_of,
     closure,
     emit_consumer,
-    find_consumer,
     lift,
     maybe,
     only_reader,
     require,
+    same_attributes,
     shuffle,
 )
 from rewriter.conv import Ints, merge_multiplier, multiplier_order
-
-_WAYS = ("auto", "absorb", "shuffle")
 
 
 class MergeMultiplier(Pass):
@@ -65,9 +63,7 @@ class MergeMultiplier(Pass):
         return op.Conv(x, w, maybe(b))
 
     def check(self, settings: Settings) -> None:
-        way = settings["order"]
-        if way not in _WAYS:
-            raise BadInput(f"the setting {self.name}.order is '{way}': it must be one of {', '.join(_WAYS)}.")
+        check_one_of(settings["order"], f"{self.name}.order", ORDERS)
 
     def choices(self, graph: Graph, found: Match) -> tuple[Settings, ...]:
         """The default, but on the CPU nothing."""
@@ -83,7 +79,9 @@ class MergeMultiplier(Pass):
         order = multiplier_order(first.c, multiplier)
         build = Builder(graph.model, f"{joined}/multiplier")
         gather = _opposite(graph, joined, order) if way == "auto" else None
-        consumer = None if gather is not None else _consumer(graph, joined, order, way, len(first.kernel) + 2)
+        # The convolution behind reads y in place of y[:, order]: channel order[k] of y is what was channel k.
+        back, rank = np.argsort(order), len(first.kernel) + 2
+        consumer = None if gather is not None else absorbing(graph.model, joined, back, rank, way)
         nodes = [*(site.index for site in sites), concat]
         if gather is not None:
             nodes.append(gather)
@@ -139,8 +137,8 @@ def _alike(graph: Graph, first: ConvSite, name: str) -> ConvSite:
         only_reader(graph, name)
     same = (site.x, site.weight_shape, site.group) == (first.x, first.weight_shape, first.group)
     require(same, f"'{name}' comes from another tensor or a convolution of another shape", first.y, name, matched=2)
-    attributes = [sorted(entry.SerializeToString() for entry in each.node.attribute) for each in (site, first)]
-    require(attributes[0] == attributes[1], f"the convolution of '{name}' has other attributes", name, matched=2)
+    alike = same_attributes(site.node, first.node)
+    require(alike, f"the convolution of '{name}' has other attributes", name, matched=2)
     both = (site.bias is None) == (first.bias is None) and site.weight.dtype == first.weight.dtype
     require(both, f"one of '{first.y}' and '{name}' has a bias and the other has none", name, matched=2)
     return site
@@ -160,19 +158,6 @@ def _opposite(graph: Graph, joined: str, order: Ints) -> int | None:
     if axis != 1 or picks is None or picks.ndim != 1 or len(picks) != len(order):
         return None
     return readers[0] if np.array_equal(picks % len(order), np.argsort(order)) else None
-
-
-def _consumer(graph: Graph, joined: str, order: Ints, way: str, rank: int) -> Consumer | None:
-    """The convolution behind that takes the order in; None where it is to be restored."""
-    if way == "shuffle":
-        return None
-    try:
-        # It reads y in place of y[:, order]: channel order[k] of y is what was channel k.
-        return find_consumer(graph.model, joined, np.argsort(order), rank)
-    except Declined:
-        if way == "absorb":
-            raise
-        return None
 
 
 def _whole(build: Builder, sites: list[ConvSite], output: str | None) -> str:

@@ -12,6 +12,7 @@ ConvTranspose may have groups of its own.  Their groups become those of the new 
 
 Conditions: constant weights and biases; kernels and all attributes but the groups are the same; every branch is read
 by the Concat alone; the branches read all channels of x, in the order of the Concat; groups of one size.
+What `optimize` measures: the one convolution, wherever it is possible.
 Safety: EXACT, weights only move.
 Source: `split-transposed` read backwards.
 """
@@ -35,12 +36,12 @@ from rewriter import (
     TransposedSite,
     Var,
     closure,
+    common_source,
+    joined_with,
     lift_transposed,
     maybe,
-    only_reader,
     require,
     same_attributes,
-    selections,
 )
 from rewriter.conv import Branch, Grouped, NotGrouped, merge_transposed
 
@@ -59,11 +60,13 @@ class MergeTransposed(Pass):
 
     def choices(self, graph: Graph, found: Match) -> tuple[Settings, ...]:
         """Itself, where it is possible."""
-        _merged(*_branches(graph, lift_transposed(graph.model, found.node))[::2])
+        sites, _ = _branches(graph, lift_transposed(graph.model, found.node))
+        _merged(sites, common_source(graph, sites))
         return ({},)
 
     def rewrite(self, graph: Graph, found: Match, settings: Settings) -> Rewrite:  # noqa: ARG002 - it has none
-        sites, join, sources = _branches(graph, lift_transposed(graph.model, found.node))
+        sites, join = _branches(graph, lift_transposed(graph.model, found.node))
+        sources = common_source(graph, sites)
         merged = _merged(sites, sources)
         output = graph.model.nodes[join].output[0]
         build = Builder(graph.model, f"{output}/merged")
@@ -82,54 +85,18 @@ class MergeTransposed(Pass):
         )
 
 
-def _branches(graph: Graph, site: TransposedSite) -> tuple[list[TransposedSite], int, list[Selection]]:
-    """The branches of the Concat that the first of them feeds, the Concat, and what each branch reads of one tensor."""
-    model = graph.model
-    index = only_reader(graph, site.y, matched=0)
-    join = model.nodes[index]
-    is_concat = join.op_type == "Concat" and join.domain in ("", "ai.onnx")
-    require(is_concat, f"its output goes into {join.op_type} '{join.output[0]}', no Concat", site.y, matched=0)
-    where = join.output[0]
-    axis = next((entry.i for entry in join.attribute if entry.name == "axis"), 1)
-    require(axis % (len(site.kernel) + 2) == 1, f"Concat '{where}' is along axis {axis}, not channels", site.y)
-    first = join.input[0] == site.y
-    require(first, f"it is a branch of Concat '{where}', looked at with the first one", site.y, matched=0)
-    require(len(join.input) > 1, f"Concat '{where}' has no other branch", site.y)
-    require(len(set(join.input)) == len(join.input), f"Concat '{where}' reads a branch twice", site.y)
-    sites = [_branch(graph, site, where, name, at) for at, name in enumerate(join.input)]
-    return sites, index, _sources(graph, sites)
-
-
-def _branch(graph: Graph, first: TransposedSite, where: str, name: str, at: int) -> TransposedSite:
-    """A branch of the Concat, if it is alike the first one in all but its groups and weights."""
-    model = graph.model
-    maker = model.wiring.producer(name)
-    kind = "no node" if maker is None else model.nodes[maker].op_type
-    made = f"branch {at} of Concat '{where}' is made by {kind}, no ConvTranspose"
-    require(maker is not None and kind == "ConvTranspose", made, name, matched=1 + at)
-    assert maker is not None
-    only_reader(graph, name, matched=1 + at)
-    site = lift_transposed(model, maker)
-    sizes = f"the kernels of '{first.y}' and '{name}' differ"
-    require(site.kernel == first.kernel, sizes, first.y, name, matched=1 + at)
-    differ = f"strides, pads or other attributes of '{first.y}' and '{name}' differ"
-    require(same_attributes(site.node, first.node), differ, first.y, name, matched=1 + at)
-    types = f"the weights of '{first.y}' and '{name}' are of different types"
-    require(site.weight.dtype == first.weight.dtype, types, first.y, name, matched=1 + at)
-    return site
-
-
-def _sources(graph: Graph, sites: Sequence[TransposedSite]) -> list[Selection]:
-    """What each branch reads, as channels of the nearest tensor that they all have in common."""
-    read = [selections(graph, site.x, site.c, len(site.kernel) + 2) for site in sites]
-    for candidate in read[0]:
-        common = [next((one for one in found if one.tensor == candidate.tensor), None) for found in read]
-        same = [one for one in common if one is not None]
-        if len(same) == len(sites) and len({one.width for one in same}) == 1:
-            return same
-    names = ", ".join(dict.fromkeys(f"'{found[-1].tensor}'" for found in read))
-    what = f"its branches read different tensors, or channels known only at run time: {names}"
-    raise Declined(what, sites[0].y, matched=2)
+def _branches(graph: Graph, first: TransposedSite) -> tuple[list[TransposedSite], int]:
+    """The branches of the Concat behind the first, alike in all but their groups and weights, and the Concat."""
+    sites, join = joined_with(graph, first, lift_transposed)
+    for at, site in enumerate(sites):
+        pair = f"'{first.y}' and '{site.y}'"
+        alike = site.kernel == first.kernel
+        require(alike, f"the kernels of {pair} differ", first.y, site.y, matched=1 + at)
+        alike = same_attributes(site.node, first.node)
+        require(alike, f"strides, pads or other attributes of {pair} differ", first.y, site.y, matched=1 + at)
+        alike = site.weight.dtype == first.weight.dtype
+        require(alike, f"the weights of {pair} are of different types", first.y, site.y, matched=1 + at)
+    return sites, join
 
 
 def _merged(sites: Sequence[TransposedSite], sources: Sequence[Selection]) -> Grouped:

@@ -33,13 +33,15 @@ from rewriter import (
     Safety,
     Settings,
     Var,
-    closure,
+    asked_factor,
+    grouped,
+    in_place,
     lift,
     maybe,
     nchwc_block,
     require,
 )
-from rewriter import conv as algebra
+from rewriter.conv import regroup
 
 _MEASURED = ("float32", "float16", "bfloat16")
 """Types that the matrix units of devices with widths multiply, float32 rounded to TF32."""
@@ -65,34 +67,19 @@ class Regroup(Pass):
 
     def choices(self, graph: Graph, found: Match) -> tuple[Settings, ...]:
         """The factors that reach the provider's widths and dense, or on the CPU the fast path; few if mostly zeros."""
-        site = _grouped(graph, found)
+        site = grouped(lift(graph.model, found.node), "merge")
         factors = _for_widths(site, graph.widths) if graph.widths else _for_fast_path(site)
         return tuple({"factor": factor} for factor in factors)
 
     def rewrite(self, graph: Graph, found: Match, settings: Settings) -> Rewrite:
-        site = _grouped(graph, found)
-        factor = _factor(graph, site, settings)
+        site = grouped(lift(graph.model, found.node), "merge")
+        factor = asked_factor(self, site, settings) or _unasked(graph, site, int(settings["block"]))
         groups = site.group // factor
         build = Builder(graph.model, f"{site.y}/regroup")
-        weight = build.constant(algebra.regroup(site.weight, site.group, groups), "weight")
+        weight = build.constant(regroup(site.weight, site.group, groups), "weight")
         build.conv(site.node, site.x, weight, site.bias_name, groups, site.y)
-        return Rewrite(
-            self.name,
-            site.y,
-            Safety.FINITE,
-            closure(graph.model, [found.node], build.reads),
-            found.node,
-            tuple(build.nodes),
-            tuple(build.initializers),
-            f"Conv group {site.group} -> group {groups}, {site.i_per} -> {site.i_per * factor} channels per group",
-        )
-
-
-def _grouped(graph: Graph, found: Match) -> ConvSite:
-    """The convolution, if it is a grouped one."""
-    site = lift(graph.model, found.node)
-    require(site.group > 1, "it is dense (group 1): there are no groups to merge", site.y, matched=0)
-    return site
+        widths = f"{site.i_per} -> {site.i_per * factor} channels per group"
+        return in_place(self, site, build, f"Conv group {site.group} -> group {groups}, {widths}")
 
 
 def _for_fast_path(site: ConvSite) -> list[int]:
@@ -116,21 +103,10 @@ def _for_widths(site: ConvSite, widths: tuple[int, ...]) -> list[int]:
     return factors[:2] if _is_depthwise(site) else factors
 
 
-def _factor(graph: Graph, site: ConvSite, settings: Settings) -> int:
-    """The factor that the settings ask for."""
-    factor, groups = int(settings["factor"]), int(settings["groups"])
-    if groups:
-        fits = groups > 0 and site.group % groups == 0
-        require(fits, f"its {site.group} groups are no multiple of regroup.groups {groups}", site.y)
-        require(groups < site.group, f"it has {site.group} groups already", site.y)
-        return site.group // groups
-    if factor:
-        fits = factor > 0 and site.group % factor == 0
-        require(fits, f"its {site.group} groups are no multiple of regroup.factor {factor}", site.y)
-        require(factor > 1, "a regroup.factor of 1 changes nothing", site.y)
-        return factor
+def _unasked(graph: Graph, site: ConvSite, block: int) -> int:
+    """The factor where the settings ask for none; `block` 0 is this machine's."""
     try:
-        return _default(site, int(settings["block"]) or nchwc_block())
+        return _default(site, block or nchwc_block())
     except Declined:
         # What the default is for says nothing about a device that has widths of its own.
         require(not graph.widths, "neither regroup.factor nor regroup.groups is set: set one", site.y)

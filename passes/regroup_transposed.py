@@ -27,16 +27,15 @@ from rewriter import (
     Rewrite,
     Safety,
     Settings,
-    TransposedSite,
     Var,
-    closure,
+    asked_factor,
+    grouped,
+    in_place,
     lift_transposed,
     maybe,
-    require,
+    require_few_zeros,
 )
-from rewriter import conv as algebra
-
-_MOST_MEASURED = 8
+from rewriter.conv import regroup_transposed
 
 
 class RegroupTransposed(Pass):
@@ -57,46 +56,14 @@ class RegroupTransposed(Pass):
 
     def choices(self, graph: Graph, found: Match) -> tuple[Settings, ...]:
         """A dense one, where the zeros are not too many."""
-        site = _grouped(graph, found)
-        zeros = f"{site.group} times the multiplications are too many to be faster"
-        require(site.group <= _MOST_MEASURED and site.i_per > 1, zeros, site.y)
+        require_few_zeros(grouped(lift_transposed(graph.model, found.node), "merge"))
         return ({"groups": 1},)
 
     def rewrite(self, graph: Graph, found: Match, settings: Settings) -> Rewrite:
-        site = _grouped(graph, found)
-        groups = _groups(site, settings)
+        site = grouped(lift_transposed(graph.model, found.node), "merge")
+        groups = site.group // (asked_factor(self, site, settings) or site.group)
         build = Builder(graph.model, f"{site.y}/regroup_transposed")
-        weight = build.constant(algebra.regroup_transposed(site.weight, site.group, groups), "weight")
+        weight = build.constant(regroup_transposed(site.weight, site.group, groups), "weight")
         build.conv(site.node, site.x, weight, site.bias_name, groups, site.y)
-        return Rewrite(
-            self.name,
-            site.y,
-            Safety.FINITE,
-            closure(graph.model, [found.node], build.reads),
-            found.node,
-            tuple(build.nodes),
-            tuple(build.initializers),
-            f"ConvTranspose group {site.group} -> {groups}, {site.i_per} -> {site.c // groups} channels per group",
-        )
-
-
-def _grouped(graph: Graph, found: Match) -> TransposedSite:
-    """The transposed convolution, if it is a grouped one."""
-    site = lift_transposed(graph.model, found.node)
-    require(site.group > 1, "it is dense (group 1): there are no groups to merge", site.y, matched=0)
-    return site
-
-
-def _groups(site: TransposedSite, settings: Settings) -> int:
-    """The new number of groups that the settings ask for."""
-    factor, groups = int(settings["factor"]), int(settings["groups"])
-    if not factor:
-        groups = groups or 1
-        fits = groups > 0 and site.group % groups == 0
-        require(fits, f"its {site.group} groups are no multiple of regroup-transposed.groups {groups}", site.y)
-        require(groups < site.group, f"it has {site.group} groups already", site.y)
-        return groups
-    fits = factor > 0 and site.group % factor == 0
-    require(fits, f"its {site.group} groups are no multiple of regroup-transposed.factor {factor}", site.y)
-    require(factor > 1, "a regroup-transposed.factor of 1 changes nothing", site.y)
-    return site.group // factor
+        widths = f"{site.i_per} -> {site.c // groups} channels per group"
+        return in_place(self, site, build, f"ConvTranspose group {site.group} -> {groups}, {widths}")

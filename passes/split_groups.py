@@ -21,8 +21,6 @@ on the CPU may be faster apart, since a dense convolution of any width is on it.
 from __future__ import annotations
 
 from rewriter import (
-    Builder,
-    ConvSite,
     Graph,
     Match,
     NodePattern,
@@ -32,14 +30,13 @@ from rewriter import (
     Safety,
     Settings,
     Var,
-    closure,
+    grouped,
+    in_parts,
     lift,
     maybe,
-    require,
+    parts_to_measure,
 )
-from rewriter import conv as algebra
-
-_MOST_MEASURED = 8
+from rewriter.conv import split_groups
 
 
 class SplitGroups(Pass):
@@ -57,42 +54,8 @@ class SplitGroups(Pass):
 
     def choices(self, graph: Graph, found: Match) -> tuple[Settings, ...]:
         """One convolution per group, where these are few and wide."""
-        site = _grouped(graph, found)
-        where = "set split-groups.parts to split it anyway"
-        require(site.i_per > 1, f"its groups have one input channel each, too few to be faster apart: {where}", site.y)
-        few = site.group <= _MOST_MEASURED
-        require(few, f"{site.group} convolutions of one group each are too many to be faster: {where}", site.y)
-        return ({"parts": site.group},)
+        return parts_to_measure(self, grouped(lift(graph.model, found.node), "split"))
 
     def rewrite(self, graph: Graph, found: Match, settings: Settings) -> Rewrite:
-        site = _grouped(graph, found)
-        parts = int(settings["parts"]) or site.group
-        require(parts > 1, "split-groups.parts of 1 changes nothing", site.y)
-        fits = parts > 0 and site.group % parts == 0
-        require(fits, f"its {site.group} groups are no multiple of split-groups.parts {parts}", site.y)
-        build = Builder(graph.model, f"{site.y}/split_groups")
-        inputs = build.split(site.x, [site.c // parts] * parts, 1, "inputs")
-        outputs = []
-        for x, (weight, bias) in zip(
-            inputs, algebra.split_groups(site.weight, site.bias, site.group, parts), strict=True
-        ):
-            operands = build.constant(weight, "weight"), None if bias is None else build.constant(bias, "bias")
-            outputs.append(build.conv(site.node, x, *operands, site.group // parts, None))
-        build.node("Concat", outputs, "concat", site.y, axis=1)
-        return Rewrite(
-            self.name,
-            site.y,
-            Safety.EXACT,
-            closure(graph.model, [found.node], build.reads),
-            found.node,
-            tuple(build.nodes),
-            tuple(build.initializers),
-            f"Conv group {site.group} -> {parts} Convs of group {site.group // parts}",
-        )
-
-
-def _grouped(graph: Graph, found: Match) -> ConvSite:
-    """The convolution, if it is a grouped one."""
-    site = lift(graph.model, found.node)
-    require(site.group > 1, "it is dense (group 1): there are no groups to split", site.y, matched=0)
-    return site
+        site = grouped(lift(graph.model, found.node), "split")
+        return in_parts(self, site, int(settings["parts"]), split_groups)

@@ -28,11 +28,9 @@ from __future__ import annotations
 import numpy as np
 
 from rewriter import (
-    BadInput,
+    ORDERS,
     Builder,
-    Consumer,
     ConvSite,
-    Declined,
     Graph,
     Match,
     NodePattern,
@@ -42,17 +40,16 @@ from rewriter import (
     Safety,
     Settings,
     Var,
+    absorbing,
+    check_one_of,
     closure,
     emit_consumer,
-    find_consumer,
     lift,
     maybe,
     require,
     shuffle,
 )
 from rewriter.conv import multiplier_order, split_multiplier
-
-_WAYS = ("auto", "absorb", "shuffle")
 
 
 class SplitMultiplier(Pass):
@@ -69,9 +66,7 @@ class SplitMultiplier(Pass):
         return op.Conv(x, w, maybe(b))
 
     def check(self, settings: Settings) -> None:
-        way = settings["order"]
-        if way not in _WAYS:
-            raise BadInput(f"the setting {self.name}.order is '{way}': it must be one of {', '.join(_WAYS)}.")
+        check_one_of(settings["order"], f"{self.name}.order", ORDERS)
 
     def choices(self, graph: Graph, found: Match) -> tuple[Settings, ...]:
         """The default, where a faster kernel is to be expected."""
@@ -86,13 +81,13 @@ class SplitMultiplier(Pass):
 
     def rewrite(self, graph: Graph, found: Match, settings: Settings) -> Rewrite:
         site = _multiplied(graph, found)
-        consumer = _consumer(graph, site, str(settings["order"]))
+        order, rank = multiplier_order(site.c, site.o_per), len(site.kernel) + 2
+        consumer = absorbing(graph.model, site.y, order, rank, str(settings["order"]))
         build = Builder(graph.model, f"{site.y}/multiplier")
         nodes = [site.index] if consumer is None else [site.index, *consumer.nodes]
         if consumer is None:
             joined = _parts(build, site)
-            order = np.argsort(multiplier_order(site.c, site.o_per))
-            output = shuffle(build, joined, order, "gather", graph.sizes(site.y) or (), site.y)
+            output = shuffle(build, joined, np.argsort(order), "gather", graph.sizes(site.y) or (), site.y)
         else:
             output = emit_consumer(build, graph.model, consumer, _parts(build, site))
         return Rewrite(
@@ -115,18 +110,6 @@ def _multiplied(graph: Graph, found: Match) -> ConvSite:
     require(site.i_per == 1, f"it is not depthwise: {site.i_per} channels per group", site.y, matched=0)
     require(site.o_per > 1, "its depthwise multiplier is 1 already", site.y)
     return site
-
-
-def _consumer(graph: Graph, site: ConvSite, way: str) -> Consumer | None:
-    """The convolution behind that takes the order in; None where it is to be restored."""
-    if way == "shuffle":
-        return None
-    try:
-        return find_consumer(graph.model, site.y, multiplier_order(site.c, site.o_per), len(site.kernel) + 2)
-    except Declined:
-        if way == "absorb":
-            raise
-        return None
 
 
 def _parts(build: Builder, site: ConvSite) -> str:

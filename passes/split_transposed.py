@@ -20,7 +20,6 @@ Use: for runtimes and devices that refuse grouped transposed convolutions.
 from __future__ import annotations
 
 from rewriter import (
-    Builder,
     Graph,
     Match,
     NodePattern,
@@ -29,16 +28,14 @@ from rewriter import (
     Rewrite,
     Safety,
     Settings,
-    TransposedSite,
     Var,
-    closure,
+    grouped,
+    in_parts,
     lift_transposed,
     maybe,
-    require,
+    parts_to_measure,
 )
-from rewriter import conv as algebra
-
-_MOST_MEASURED = 8
+from rewriter.conv import split_transposed
 
 
 class SplitTransposed(Pass):
@@ -55,42 +52,9 @@ class SplitTransposed(Pass):
         return op.ConvTranspose(x, w, maybe(b))
 
     def choices(self, graph: Graph, found: Match) -> tuple[Settings, ...]:
-        """One per group, where these are few and wide."""
-        site = _grouped(graph, found)
-        where = "set split-transposed.parts to split it anyway"
-        require(site.i_per > 1, f"its groups have one input channel each, too few to be faster apart: {where}", site.y)
-        few = site.group <= _MOST_MEASURED
-        require(few, f"{site.group} transposed convolutions are too many to be faster: {where}", site.y)
-        return ({"parts": site.group},)
+        """One transposed convolution per group, where these are few and wide."""
+        return parts_to_measure(self, grouped(lift_transposed(graph.model, found.node), "split"))
 
     def rewrite(self, graph: Graph, found: Match, settings: Settings) -> Rewrite:
-        site = _grouped(graph, found)
-        parts = int(settings["parts"]) or site.group
-        require(parts > 1, "a split-transposed.parts of 1 changes nothing", site.y)
-        fits = parts > 0 and site.group % parts == 0
-        require(fits, f"its {site.group} groups are no multiple of split-transposed.parts {parts}", site.y)
-        build = Builder(graph.model, f"{site.y}/split_transposed")
-        inputs = build.split(site.x, [site.c // parts] * parts, 1, "inputs")
-        pieces = algebra.split_transposed(site.weight, site.bias, site.group, parts)
-        outputs = []
-        for x, (weight, bias) in zip(inputs, pieces, strict=True):
-            operands = build.constant(weight, "weight"), None if bias is None else build.constant(bias, "bias")
-            outputs.append(build.conv(site.node, x, *operands, site.group // parts, None))
-        build.node("Concat", outputs, "concat", site.y, axis=1)
-        return Rewrite(
-            self.name,
-            site.y,
-            Safety.EXACT,
-            closure(graph.model, [found.node], build.reads),
-            found.node,
-            tuple(build.nodes),
-            tuple(build.initializers),
-            f"ConvTranspose group {site.group} -> {parts} ConvTransposes of group {site.group // parts}",
-        )
-
-
-def _grouped(graph: Graph, found: Match) -> TransposedSite:
-    """The transposed convolution, if it is a grouped one."""
-    site = lift_transposed(graph.model, found.node)
-    require(site.group > 1, "it is dense (group 1): there are no groups to split", site.y, matched=0)
-    return site
+        site = grouped(lift_transposed(graph.model, found.node), "split")
+        return in_parts(self, site, int(settings["parts"]), split_transposed)

@@ -1,13 +1,15 @@
-"""Lift a Conv node to its conv map: the one place that reads a Conv's operands and attributes."""
+"""Lift a Conv node to its conv map; what it shares with lifting a ConvTranspose: operands, attributes, accessors."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
+from typing import ClassVar, TypeVar
 
 import onnx
 
-from rewriter.constants import Array, constant, is_constant, why_not_constant
+from rewriter.constants import Array, attribute, constant, is_constant, why_not_constant
 from rewriter.model import Model
 from rewriter.rule import require
 
@@ -16,14 +18,28 @@ FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOU
 
 
 @dataclass(frozen=True)
-class ConvSite:
-    """A Conv with constant weight `[M, C/G, *K]` and constant or no bias `[M]`; weights are read when asked for."""
+class Site(ABC):
+    """A node that convolves with a constant weight and a constant or no bias `[M]`; they are read when asked for."""
+
+    op_type: ClassVar[str]
+    outer: ClassVar[str]
+    """Which channels the weight's first axis has: `input` or `output`."""
 
     model: Model
     index: int
     node: onnx.NodeProto
     weight_shape: tuple[int, ...]
     group: int
+
+    @property
+    @abstractmethod
+    def c(self) -> int:
+        """Input channels C."""
+
+    @property
+    @abstractmethod
+    def m(self) -> int:
+        """Output channels M."""
 
     @property
     def x(self) -> str:
@@ -34,23 +50,13 @@ class ConvSite:
         return self.node.output[0]
 
     @property
-    def m(self) -> int:
-        """Output channels M."""
-        return self.weight_shape[0]
-
-    @property
-    def c(self) -> int:
-        """Input channels C."""
-        return self.weight_shape[1] * self.group
-
-    @property
     def kernel(self) -> tuple[int, ...]:
         return self.weight_shape[2:]
 
     @property
     def i_per(self) -> int:
         """Input channels per group, C/G."""
-        return self.weight_shape[1]
+        return self.c // self.group
 
     @property
     def o_per(self) -> int:
@@ -76,51 +82,62 @@ class ConvSite:
         return value
 
 
+S = TypeVar("S", bound=Site)
+
+
+@dataclass(frozen=True)
+class ConvSite(Site):
+    """A Conv with weight `[M, C/G, *K]`."""
+
+    op_type = "Conv"
+    outer = "output"
+
+    @property
+    def c(self) -> int:
+        """Input channels C."""
+        return self.weight_shape[1] * self.group
+
+    @property
+    def m(self) -> int:
+        """Output channels M."""
+        return self.weight_shape[0]
+
+
 def lift(model: Model, index: int) -> ConvSite:
     """The conv map at a Conv node; declines when weight or bias are not constant or do not fit together."""
+    return lift_as(ConvSite, model, index)
+
+
+def lift_as(kind: type[S], model: Model, index: int) -> S:
+    """The map at a node of that kind; declines when weight or bias are not constant or do not fit together."""
     node = model.nodes[index]
-    outputs = len(node.output)
-    require(outputs == 1, f"it has {outputs} outputs: a Conv has exactly one, the model is invalid", *node.output)
+    outputs, op_type = len(node.output), kind.op_type
+    require(outputs == 1, f"it has {outputs} outputs: a {op_type} has exactly one, the model is invalid", *node.output)
     where = node.output[0]
-    require(node.op_type == "Conv" and node.domain in ("", "ai.onnx"), "not a Conv", where, matched=0)
+    require(node.op_type == op_type and node.domain in ("", "ai.onnx"), f"not a {op_type}", where, matched=0)
     require(model.opset >= 7, f"the model's opset {model.opset} is below 7, the oldest one supported", where)
+    require(len(node.input) > 1, "it has no weight: the model is invalid", where)
     name = node.input[1]
     require(is_constant(model, name), f"its weight {why_not_constant(model, name)}", where, name)
-    shape = weight_shape(model, index)
+    shape = _shape(model, name)
     assert shape is not None
-    group = next((entry.i for entry in node.attribute if entry.name == "group"), 1)
+    entry = attribute(node, "group")
+    group = 1 if entry is None else int(entry.i)
     require(len(shape) >= 3, f"its weight has {len(shape)} dimensions, not at least 3", where, name)
-    require(
-        group > 0 and shape[0] % group == 0, f"its {shape[0]} output channels do not divide into {group} groups", where
-    )
-    require(weight_type(model, name) in FLOATS, "its weight is not a float tensor", where, name)
-    site = ConvSite(model, index, node, shape, int(group))
+    divides = group > 0 and shape[0] % group == 0
+    require(divides, f"its {shape[0]} {kind.outer} channels do not divide into {group} groups", where)
+    require(_element_type(model, name) in FLOATS, "its weight is not a float tensor", where, name)
+    site = kind(model, index, node, shape, group)
     bias = site.bias_name
     if bias is not None:
         require(is_constant(model, bias), f"its bias {why_not_constant(model, bias)}", where, bias)
-        header = model.headers.get(bias)
-        require(header is None or list(header.dims) == [site.m], f"its bias is not of shape [{site.m}]", where, bias)
+        require(_shape(model, bias) == (site.m,), f"its bias is not of shape [{site.m}]", where, bias)
     return site
 
 
 def weight_shape(model: Model, index: int) -> tuple[int, ...] | None:
-    """Shape `[M, C/G, *K]` of a Conv's weight, from the initializer's header where there is one; None when unknown."""
-    name = model.nodes[index].input[1]
-    header = model.headers.get(name)
-    if header is not None:
-        return tuple(header.dims)
-    value = constant(model, name)
-    return None if value is None else tuple(value.shape)
-
-
-def weight_type(model: Model, name: str) -> int:
-    """Element type of a constant tensor."""
-    header = model.headers.get(name)
-    if header is not None:
-        return int(header.data_type)
-    value = constant(model, name)
-    assert value is not None
-    return int(onnx.helper.np_dtype_to_tensor_dtype(value.dtype))
+    """Shape `[M, C/G, *K]` of a Conv's weight; None when unknown."""
+    return _shape(model, model.nodes[index].input[1])
 
 
 def convs(model: Model) -> list[int]:
@@ -130,3 +147,22 @@ def convs(model: Model) -> list[int]:
         for index, node in enumerate(model.nodes)
         if node.op_type == "Conv" and node.domain in ("", "ai.onnx") and len(node.input) >= 2 and node.output
     ]
+
+
+def _shape(model: Model, name: str) -> tuple[int, ...] | None:
+    """Shape of a constant tensor, from the initializer's header where there is one; None when it is no constant."""
+    header = model.headers.get(name)
+    if header is not None:
+        return tuple(header.dims)
+    value = constant(model, name)
+    return None if value is None else tuple(value.shape)
+
+
+def _element_type(model: Model, name: str) -> int:
+    """Element type of a constant tensor."""
+    header = model.headers.get(name)
+    if header is not None:
+        return int(header.data_type)
+    value = constant(model, name)
+    assert value is not None
+    return int(onnx.helper.np_dtype_to_tensor_dtype(value.dtype))

@@ -79,11 +79,21 @@ def test_there_and_back(options: dict[str, Any], chosen: Settings, parts: int) -
         ({"groups": 1}, {}, "It is dense (group 1): there are no groups to split."),
         ({}, {"parts": 4}, "Its 6 groups are no multiple of split-groups.parts 4."),
         ({}, {"parts": 12}, "Its 6 groups are no multiple of split-groups.parts 12."),
-        ({}, {"parts": 1}, "Split-groups.parts of 1 changes nothing."),
+        ({}, {"parts": 1}, "A split-groups.parts of 1 changes nothing."),
     ],
 )
 def test_declines(options: dict[str, Any], chosen: Settings, reason: str) -> None:
     declines(grouped_conv_model(replace(SPEC, **options)), PASS, reason, chosen)
+
+
+@pytest.mark.parametrize("how", ["initializer", "Constant"])
+def test_a_bias_of_another_size_is_declined_whatever_makes_it(how: str) -> None:
+    body = "y = Conv <group = 4> (x, w, b)"
+    if how == "Constant":
+        model = program(f"b = Constant <value = float[3] {{1, 2, 3}}> () {body}", w=(8, 2, 3, 3))
+    else:
+        model = program(body, w=(8, 2, 3, 3), b=(3,))
+    declines(model, PASS, "Its bias is not of shape [8].")
 
 
 @pytest.mark.parametrize(

@@ -176,10 +176,13 @@ PAIR = "a = ConvTranspose (p, v) b = ConvTranspose (q, w) y = Concat <axis = 1> 
             "read different tensors",
         ),
         (f"{SPLIT_TEXT} {PAIR}(a, b)", {"v": (3, 2, 3, 3), "w": (5, 2, 3, 3), "s": [3, 5]}, "of different sizes"),
-        (
-            f"{SPLIT_TEXT} {PAIR.replace('y =', 'c =')}(a, b) e = Relu (a) y = Concat <axis = 1> (c, e)",
-            {"v": V, "w": V, "s": S},
-            "has 2 readers",
+        *(
+            (
+                f"{SPLIT_TEXT} {PAIR.replace('y =', 'c =')}(a, b) e = Relu ({other}) y = Concat <axis = 1> (c, e)",
+                {"v": V, "w": V, "s": S},
+                f"'{other}' has 2 readers",
+            )
+            for other in "ab"
         ),
     ],
 )
@@ -192,6 +195,11 @@ def test_side_by_side_they_are_not_merged(body: str, weights: dict[str, Any], re
     ("body", "weights", "reason"),
     [
         ("y = ConvTranspose (x, w)", {"w": (8, 2, 3, 3)}, "It is dense (group 1)"),
+        (
+            "y = ConvTranspose <group = 3> (x, w)",
+            {"w": (8, 2, 3, 3)},
+            "Its 8 input channels do not divide into 3 groups.",
+        ),
         ("v = Add (w, e) y = ConvTranspose <group = 4> (x, v)", {"w": (8, 2, 3, 3), "e": (1,)}, "Its weight "),
         ("v = Relu (b) y = ConvTranspose <group = 4> (x, w, v)", {"w": (8, 2, 3, 3), "b": (8,)}, "Its bias "),
         (
@@ -241,7 +249,7 @@ def test_two_ways_to_say_the_groups_are_refused() -> None:
         (REGROUP, {"group": 9}, "9 times the multiplications"),
         (REGROUP, {"i_per": 1}, "4 times the multiplications"),
         (SPLIT, {}, [{"parts": 4}]),
-        (SPLIT, {"group": 9}, "9 transposed convolutions are too many"),
+        (SPLIT, {"group": 9}, "9 convolutions of one group each are too many"),
         (SPLIT, {"i_per": 1}, "its groups have one input channel each"),
     ],
 )
