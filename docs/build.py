@@ -1,5 +1,7 @@
 """Build docs/passes: a page and a picture for each pass, from its docstring and its example in docs/examples.py.
 
+And docs/forms.md, by docs/forms.py.
+
 python -m docs.build [--check]
 """
 
@@ -12,6 +14,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from docs import forms
 from docs.examples import EXAMPLES, Example
 from docs.picture import before_and_after
 from rewriter import Pass
@@ -48,7 +51,7 @@ def main() -> int:
     except Incomplete as error:
         sys.stderr.write(f"docs.build: {error}\n")
         return 1
-    stale = sorted(differences(wanted, FOLDER))
+    stale = [*sorted(differences(wanted, FOLDER)), *forms.stale()]
     if check:
         sys.stdout.writelines(f"{line}\n" for line in stale)
         return int(bool(stale))
@@ -58,7 +61,11 @@ def main() -> int:
             path.unlink()
     for name, text in wanted.items():
         (FOLDER / name).write_text(text, encoding="utf-8", newline="\n")
-    sys.stdout.write(f"docs/passes: {len(wanted)} files, {len(stale)} of them new, changed or gone\n")
+    if forms.stale():
+        forms.write()
+    sys.stdout.write(
+        f"docs/passes and docs/forms.md: {len(wanted) + 1} files, {len(stale)} of them new, changed or gone\n"
+    )
     return 0
 
 
@@ -188,6 +195,7 @@ def _index(passes: Mapping[str, Pass]) -> str:
         "# Passes",
         "",
         "One page each, built from the pass's own documentation by `python -m docs.build`.",
+        "[Which form of a convolution they turn into which](../forms.md), and on how many models that was tried.",
         "",
         "| pass | what it does | safety |",
         "|---|---|---|",
