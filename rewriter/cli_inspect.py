@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 import onnx
 
@@ -15,10 +15,12 @@ from rewriter.options import PERMITS
 from rewriter.report.record import file_record
 from rewriter.report.text import Block, Table, alike, counted, sites_text, unnamed
 from rewriter.rule import Attempt
-from rewriter.survey import Opinion, Site
+from rewriter.survey import Opinion, Site, explanation
 
 SCHEMA = "https://onnx-conv-rewriter/inspect/1"
 """Identifier of the layout of `inspect --json`; the number rises when a reader would have to change."""
+_MANY: Final = 4
+"""So many passes that say the same are counted, not named."""
 
 
 def inspection(model: Model, sites: Sequence[Site], unreachable: Sequence[Attempt]) -> dict[str, Any]:
@@ -45,6 +47,7 @@ def survey_blocks(sites: Sequence[Site], unreachable: Sequence[Attempt], verbose
     if sites:
         blocks.append(site_table(sites))
     blocks += opinion_blocks(sites, verbose)
+    blocks += nothing_blocks(sites)
     if unreachable:
         rows = tuple((entry.site, entry.reason) for entry in unreachable)
         blocks.append(Table(("out of reach", "why"), rows))
@@ -61,7 +64,7 @@ def site_table(sites: Sequence[Site]) -> Table:
             _over(site.channels_in, site.group),
             _text(site.channels_in),
             _text(site.channels_out),
-            "?" if site.kernel is None else "x".join(map(str, site.kernel)),
+            _kernel(site),
             "?" if site.output_shape is None else "x".join(map(str, site.output_shape)),
             "?" if site.macs is None else f"{site.macs / 1e6:.1f}",
             ", ".join(entry.pass_name for entry in site.passes if entry.applies) or "-",
@@ -73,13 +76,20 @@ def site_table(sites: Sequence[Site]) -> Table:
 
 
 def opinion_blocks(sites: Sequence[Site], verbose: bool) -> list[Block]:
-    """What each pass would do, then its nearest reasons not to; trivial ones only if verbose."""
+    """What each pass would do, then its nearest reasons not to.
+
+    Unless verbose, without the trivial ones, and without those for a convolution that nothing applies to: these are
+    explained apart.
+    """
     groups: dict[tuple[bool, str, str], list[tuple[str, Opinion]]] = {}
-    trivial = 0
+    left_out = 0
     for site in sites:
+        explained = explanation(site)
         for entry in site.passes:
-            if not entry.applies and entry.matched == 0 and not verbose:
-                trivial += 1
+            if not verbose and entry in explained:
+                continue
+            if not verbose and not entry.applies and (entry.matched == 0 or explained):
+                left_out += 1
                 continue
             reason = entry.reason
             if not verbose:
@@ -95,9 +105,47 @@ def opinion_blocks(sites: Sequence[Site], verbose: bool) -> list[Block]:
     blocks: list[Block] = (
         [Table(("#", "pass", "applies", "site", "what or why"), rows, frozenset({"#"}))] if rows else []
     )
-    if trivial:
-        blocks.append(f"{counted(trivial, 'answer')} of a pass that has nothing to do with a site: -v shows them.")
+    if left_out:
+        blocks.append(f"{counted(left_out, 'answer')} of a pass that has nothing to do with a site: -v shows them.")
     return blocks
+
+
+def nothing_blocks(sites: Sequence[Site]) -> list[Block]:
+    """The convolutions that nothing applies to, those for the same reasons together, with a line for each reason."""
+    groups: dict[tuple[str, tuple[tuple[str, str], ...]], list[tuple[Site, list[tuple[str, str]]]]] = {}
+    for site in sites:
+        if site.applies:
+            continue
+        told = _told(explanation(site))
+        key = _kind(site), tuple((name, alike(reason)) for name, reason in told)
+        groups.setdefault(key, []).append((site, told))
+    rows: list[tuple[str, ...]] = []
+    for (kind, _), found in sorted(groups.items(), key=lambda item: -len(item[1])):
+        about = str(len(found)), kind, sites_text([site.site for site, _ in found])
+        told = found[0][1] or [("-", "No pass looks at it.")]
+        rows += [(*(about if at == 0 else ("", "", "")), name, reason) for at, (name, reason) in enumerate(told)]
+    columns = ("#", "nothing applies to", "site", "pass", "why not")
+    return [Table(columns, tuple(rows), frozenset({"#"}))] if rows else []
+
+
+def _told(entries: Sequence[Opinion]) -> list[tuple[str, str]]:
+    """Passes and reason, once for each reason: what is wrong with the convolution itself, every pass says."""
+    by_reason: dict[str, list[str]] = {}
+    for entry in entries:
+        by_reason.setdefault(entry.reason, []).append(entry.pass_name)
+    return [
+        (", ".join(names) if len(names) < _MANY else f"{len(names)} passes", reason)
+        for reason, names in by_reason.items()
+    ]
+
+
+def _kind(site: Site) -> str:
+    """`dense 3x3`, `grouped 3x3, group 32`."""
+    return f"{site.form} {_kernel(site)}" + (f", group {site.group}" if site.group > 1 else "")
+
+
+def _kernel(site: Site) -> str:
+    return "?" if site.kernel is None else "x".join(map(str, site.kernel))
 
 
 def survey_conclusion(sites: Sequence[Site], unreachable: Sequence[Attempt]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from rewriter.base import Pass
 from rewriter.errors import BadInput
@@ -14,6 +14,14 @@ from rewriter.lifting import convs, weight_shape
 from rewriter.propose import ask, forbidden, unreachable_sites
 from rewriter.rule import Attempt
 from rewriter.shapes import Shape
+
+_TELLING: Final[Mapping[str, tuple[str, ...]]] = {
+    "dense": ("split-separable", "dense-to-grouped", "fuse-separable", "fold-affine"),
+    "pointwise": ("dense-to-grouped", "fuse-separable", "fold-affine"),
+}
+"""What could still be done to a convolution of that form: what these passes answer is told, near miss or not."""
+_ASKED_OF_ALL: Final = "depthwise-sum-to-grouped"
+"""It looks behind every convolution: that nothing is there says little of one that is not depthwise."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +50,11 @@ class Site:
     macs: int | None
     """Multiply-accumulates at the output shape given."""
     passes: tuple[Opinion, ...]
+
+    @property
+    def applies(self) -> bool:
+        """Whether any pass applies."""
+        return any(entry.applies for entry in self.passes)
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON form: `site, form, group, channels_in, channels_out, kernel, output_shape, macs, passes[]`."""
@@ -73,6 +86,22 @@ def survey(graph: Graph, rules: Mapping[str, Pass], allow: Collection[str] = ())
                 forms[node] = rule.takes
     sites = [_site(graph, node, forms.get(node), tuple(found)) for node, found in sorted(opinions.items())]
     return sites, unreachable_sites(graph.model)
+
+
+def explanation(site: Site) -> tuple[Opinion, ...]:
+    """Why nothing applies to a convolution: the answers that tell most, the first ones first; empty where one applies.
+
+    Of those that could be done to its form, then near misses; where there is neither, all answers.
+    """
+    if site.applies:
+        return ()
+    form = site.form.partition(" transposed")[0]
+    first = () if form != site.form else _TELLING.get(form, ())
+    by_pass = {entry.pass_name: entry for entry in site.passes}
+    told = [by_pass[name] for name in first if name in by_pass]
+    others = sorted((entry for entry in site.passes if entry not in told), key=lambda entry: -entry.matched)
+    told += [entry for entry in others if entry.matched > (1 if first and entry.pass_name == _ASKED_OF_ALL else 0)]
+    return tuple(told or others)
 
 
 def _opinion(graph: Graph, rule: Pass, node: int, refused: Mapping[str, Attempt]) -> Opinion:
