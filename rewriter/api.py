@@ -58,7 +58,7 @@ class Result:
         """
         if self.report.verdict == "different":
             raise Different(f"nothing was written: {self.report.reason}")
-        if self.report.verdict != "equivalent":
+        if not self.report.accepted:
             raise NotVerified(f"nothing was written: {self.report.reason}")
         saving.save(self.rewritten, Path(out))
 
@@ -224,5 +224,6 @@ def _report(command: str, source: Model, outcome: Outcome, options: RunOptions, 
         inputs={} if inputs is None else inputs.shapes,
         chosen_shapes={} if inputs is None else dict(inputs.chosen),
         environment=environment(options.runtime),
+        notes=outcome.notes,
         seconds=round(time.perf_counter() - begin, 3),
     )

@@ -366,7 +366,7 @@ def _finish(result: Result, out: Path | None, reports: Sequence[Path] | None, vo
     from rewriter.report.text import conclusion, report_blocks
 
     report = result.report
-    code = _CODES[report.verdict]
+    code = DONE if report.accepted else _CODES[report.verdict]
     fate = "nothing written"
     if code == DONE and out is None:
         fate = "dry run, nothing written"

@@ -81,7 +81,8 @@ AllowOption = Annotated[
     typer.Option(
         "--allow",
         metavar="WHAT",
-        help="contrib-ops: also make operators that only ONNX Runtime has; may be repeated.",
+        help="contrib-ops: also make operators that only ONNX Runtime has; approximate: also what has an error that "
+        "a setting allows. May be repeated.",
     ),
 ]
 ReportOption = Annotated[

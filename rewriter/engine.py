@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
 from rewriter import equivalence
+from rewriter.activations import Activations
 from rewriter.base import Pass
 from rewriter.equivalence import Audit, AuditOptions
 from rewriter.equivalence.records import Verdict
@@ -42,9 +43,10 @@ class Outcome:
     grade: str | None
     reason: str
     attempts: tuple[Attempt, ...]
-    audit: Audit | None
-    timing: Timing | None
-    inputs: Inputs | None
+    audit: Audit | None = None
+    timing: Timing | None = None
+    inputs: Inputs | None = None
+    notes: tuple[str, ...] = ()
 
 
 def quiet(_what: str, _done: int, _total: int) -> None:
@@ -56,24 +58,38 @@ def rewrite(model: Model, steps: Sequence[Step], options: RunOptions, progress: 
 
     Raises BadInput for a pass that is not allowed what it needs.
     """
-    check_allowed((step.rule for step in steps), options.allow)
+    check_allowed(steps, options.allow)
     attempts: list[Attempt] = list(unreachable_sites(model))
     applied: list[Applied] = []
     current = model
+    options, notes = _measurable(model, steps, options)
     for number, step in enumerate(steps):
         progress("rewriting", number, len(steps))
-        current, done, declined = sweep(current, step, options.input_shapes, options.runtime.provider)
+        captured = Activations(current, options.samples, options.runtime) if _approximates(step) else None
+        current, done, declined = sweep(current, step, options.input_shapes, options.runtime.provider, captured)
         applied += done
         attempts += declined
     progress("rewriting", len(steps), len(steps))
     if not applied:
         return _unchanged(model, attempts, _nothing_done(model, "No pass applies anywhere."))
     audit = _audit(model, current, applied, options, progress)
-    if audit.verdict != "equivalent":
-        attempts = _accepted(applied, audit) + attempts
-        return Outcome(model, False, audit.verdict, None, audit.reason, tuple(attempts), audit, None, None)
     attempts = _accepted(applied, audit) + attempts
-    return Outcome(current, True, audit.verdict, audit.grade, audit.reason, tuple(attempts), audit, None, None)
+    result = current if audit.accepted else model
+    outcome = Outcome(result, audit.accepted, audit.verdict, audit.grade, audit.reason, tuple(attempts), audit)
+    return replace(outcome, notes=notes if audit.verdict == "approximate" else ())
+
+
+def _approximates(step: Step) -> bool:
+    return "approximate" in step.rule.needed({**step.rule.defaults, **step.settings})
+
+
+def _measurable(model: Model, steps: Sequence[Step], options: RunOptions) -> tuple[RunOptions, tuple[str, ...]]:
+    """Options with inputs to measure approximations on, and a note where they had to be made up."""
+    if options.samples or not any(map(_approximates, steps)):
+        return options, ()
+    made = representative(model, options)
+    note = "No inputs were given: the errors are those on generated ones, which cannot stand for your data (--inputs)."
+    return replace(options, samples=(made.feeds,)), (note,)
 
 
 def optimize(
@@ -169,14 +185,23 @@ def _without(
 
 def _audit(before: Model, after: Model, applied: Sequence[Applied], options: RunOptions, progress: Progress) -> Audit:
     asked = AuditOptions(
-        runtime=options.runtime, seed=options.seed, input_shapes=options.input_shapes, samples=options.samples
+        runtime=options.runtime,
+        seed=options.seed,
+        input_shapes=options.input_shapes,
+        samples=options.samples,
+        approximated={
+            name: done.rewrite.deviation.allowed
+            for done in applied
+            if done.rewrite.deviation is not None
+            for name in _made(done)
+        },
     )
     return equivalence.audit(before, after, asked, rerun=replay(applied), progress=progress)
 
 
 def _culprits(applied: Sequence[Applied], audit: Audit) -> list[Applied]:
     """The rewrites inside regions that the audit did not find equivalent."""
-    bad = {name for region in audit.regions if region.verdict != "equivalent" for name in region.outputs}
+    bad = {name for region in audit.regions if not region.accepted for name in region.outputs}
     return [done for done in applied if bad & _made(done)]
 
 
@@ -187,7 +212,7 @@ def _made(done: Applied) -> set[str]:
 def _failed(done: Applied, audit: Audit) -> Attempt:
     made = done.rewrite
     region = next((entry for entry in audit.regions if set(entry.outputs) & _made(done)), None)
-    judged = audit if region is None or region.verdict == "equivalent" else region
+    judged = audit if region is None or region.accepted else region
     return Attempt(
         done.step.rule.name,
         made.site,
@@ -202,18 +227,23 @@ def _accepted(applied: Sequence[Applied], audit: Audit) -> list[Attempt]:
     found = []
     for done in applied:
         region = next((entry for entry in audit.regions if set(entry.outputs) & _made(done)), None)
-        verdict = audit.verdict if region is None else region.verdict
-        if verdict != "equivalent":
+        if not (audit if region is None else region).accepted:
             found.append(_failed(done, audit))
             continue
-        if audit.verdict != "equivalent":
+        if not audit.accepted:
             reason = f"Verified by itself, but nothing is written because the whole model was not: {audit.reason}"
             found.append(
                 Attempt(done.step.rule.name, done.rewrite.site, "not_verified", reason, summary=done.rewrite.summary)
             )
             continue
         grade = audit.grade if region is None else region.grade
-        details = {"safety": done.rewrite.safety.name, "grade": grade, **({"measured": done.why} if done.why else {})}
+        details: dict[str, object] = {"safety": done.rewrite.safety.name, "grade": grade}
+        if done.why:
+            details["measured"] = done.why
+        if done.rewrite.deviation is not None:
+            audited = region.level("L3") if region else None
+            measured = {"audited_error": audited.figures.get("error")} if audited else {}
+            details["deviation"] = asdict(done.rewrite.deviation) | measured
         reason = f"{done.rewrite.summary}: {done.rewrite.safety.value}."
         found.append(
             Attempt(
@@ -245,7 +275,7 @@ def _demoted(applied: Sequence[Applied], timing: Timing) -> list[Attempt]:
 
 def _unchanged(model: Model, attempts: Sequence[Attempt], reason: str) -> Outcome:
     """Nothing is kept: the output is the input, which needs no audit to be equivalent to itself."""
-    return Outcome(model, False, "equivalent", "bitwise", reason, tuple(attempts), None, None, None)
+    return Outcome(model, False, "equivalent", "bitwise", reason, tuple(attempts))
 
 
 def _time(
@@ -294,5 +324,5 @@ def check_pass_choice(
     chosen = {name: rule for name, rule in known.items() if (not only or name in only) and name not in skip}
     if not chosen:
         raise BadInput("--only and --skip leave no pass to try.")
-    check_allowed((rule for name, rule in chosen.items() if name in only), allow)
+    check_allowed((Step(rule) for name, rule in chosen.items() if name in only), allow)
     return chosen

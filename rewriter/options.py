@@ -18,6 +18,7 @@ from rewriter.shapes import Shape
 Feeds = Mapping[str, np.ndarray]
 
 PERMITS: Final[Mapping[str, str]] = {
+    "approximate": "what it makes is an approximation, with an error that the user sets",
     "contrib-ops": "it makes an operator of ONNX Runtime's own (domain com.microsoft) that no other runtime has",
 }
 """What `--allow` takes, each with a clause on the rewrites that need it: they are made only when asked for."""

@@ -46,6 +46,25 @@ def require(condition: object, reason: str, *where: str, matched: int = 1) -> No
 
 
 @dataclass(frozen=True)
+class Deviation:
+    """The figures of an approximate rewrite: what it costs, and how far off it is."""
+
+    before: int
+    """Multiplications per output position."""
+    after: int
+    rank: int
+    full_rank: int
+    weight_error: float
+    """Norm of the effective weights' error over the norm of the weights."""
+    error: float
+    """Root mean square of the output's error over that of the output, on all inputs."""
+    held_error: float
+    """The same on those of them that it was not fitted to."""
+    allowed: float
+    """The largest such error that the user allows."""
+
+
+@dataclass(frozen=True)
 class Rewrite:
     """One rewrite of one region, as a record: apply it with `Model.splice(rewrite.edit)`."""
 
@@ -62,10 +81,24 @@ class Rewrite:
     """What became what, in a few words."""
     imports: tuple[tuple[str, int], ...] = ()
     """Operator sets, (domain, version), that the new nodes need besides the default one."""
+    places: tuple[int, ...] = ()
+    """Of each new node the position it goes before, where they do not all go to `anchor`: a region spread out."""
+    deviation: Deviation | None = None
+    """What was given away for what, where the safety is APPROXIMATE; else None."""
 
     @property
     def edit(self) -> Edit:
-        return Edit(self.removed, {self.anchor: self.added}, self.initializers, self.imports)
+        return Edit(self.removed, self.inserted, self.initializers, self.imports)
+
+    @property
+    def inserted(self) -> dict[int, tuple[onnx.NodeProto, ...]]:
+        """The new nodes by the position they go before."""
+        if not self.places:
+            return {self.anchor: self.added}
+        found: dict[int, tuple[onnx.NodeProto, ...]] = {}
+        for place, node in zip(self.places, self.added, strict=True):
+            found[place] = (*found.get(place, ()), node)
+        return found
 
 
 @dataclass(frozen=True)

@@ -103,6 +103,11 @@ class Report(_Record):
     notes: tuple[str, ...] = ()
     seconds: float
 
+    @property
+    def accepted(self) -> bool:
+        """Whether the model may be written: equivalent, or an approximation that was asked for."""
+        return self.verdict == "equivalent" or (self.changed and self.audit is not None and self.audit.accepted)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
         plain = self.model_dump(mode="json", by_alias=True, exclude={"audit"})

@@ -44,6 +44,7 @@ def report_blocks(report: Report, verbose: bool) -> list[Block]:
     blocks: list[Block] = []
     if kept:
         blocks += [kept_table(kept, verbose)]
+        blocks += deviation_table(kept)
     if not report.changed or verbose:
         blocks += reason_blocks(others, verbose)
     else:
@@ -75,6 +76,35 @@ def kept_table(kept: Sequence[AttemptRecord], verbose: bool) -> Table:
         frozenset({"#"}),
     )
     return table.without_empty("measured in context")
+
+
+def deviation_table(kept: Sequence[AttemptRecord]) -> list[Block]:
+    """What each approximation costs and saves, if there is one; errors are relative, by root mean square."""
+    rows = tuple(
+        (
+            attempt.site,
+            f"{off['rank']} of {off['full_rank']}",
+            f"{off['before']} -> {off['after']}",
+            f"{off['weight_error']:.2g}",
+            f"{off['error']:.2g}",
+            f"{off['held_error']:.2g}",
+            "-" if off.get("audited_error") is None else f"{off['audited_error']:.2g}",
+            f"{off['allowed']:g}",
+        )
+        for attempt in kept
+        if (off := attempt.details.get("deviation"))
+    )
+    columns = (
+        "approximation",
+        "rank",
+        "multiplications",
+        "error of weights",
+        "of output",
+        "not fitted to",
+        "audited",
+        "allowed",
+    )
+    return [Table(columns, rows, frozenset(columns[1:]))] if rows else []
 
 
 def reason_blocks(attempts: Iterable[AttemptRecord], verbose: bool) -> list[Block]:
@@ -154,12 +184,12 @@ def timing_line(timing: TimingRecord) -> str:
 
 def conclusion(report: Report, fate: str) -> str:
     """The last line: the verdict, what was done, how fast it is, and what became of the file (`fate`)."""
-    if report.verdict != "equivalent":
+    if not report.accepted:
         return f"{verdict_word(report.verdict)} | {clause(report.reason)} | {fate}"
     if not report.changed:
         return f"UNCHANGED | {clause(report.reason)} | {fate}"
     kept = sum(attempt.outcome == "accepted" for attempt in report.attempts)
-    parts = ["EQUIVALENT", counted(kept, "rewrite")]
+    parts = [verdict_word(report.verdict), counted(kept, "rewrite")]
     if report.timing is not None:
         parts.append(f"{faster_text(report.timing)} at {threads_text(report.timing.threads)}")
     return " | ".join([*parts, fate])
