@@ -18,10 +18,13 @@ and the same for the nodes of a run: convolutions of one of the two kinds (1x1x1
 and behind them and does not care about the layout: elementwise nodes, BatchNormalization, Concat and Split of
 channels, sums with tensors of the same shape.  The layout changes once for each tensor that comes in or is needed
 outside; in the temporal form that moves no data.  Sizes that are not known before the model runs are read with Shape.
+A convolution that has a stride where it is merged, as a 1x1x1 one that halves time and space, takes one of so many
+positions of what comes in: a Slice with steps, then stride 1 there.
 
 Settings: `kind` = any | temporal | spatial, which runs are rewritten.
-Conditions: constant weights; stride 1 and no padding along the axes where the kernel is 1 and that are merged (H and W,
-or D).  Any group, dilation and float type.  Pooling in time is left alone.
+Conditions: constant weights; kernel 1 and no padding along the axes that are merged (H and W, or D); where the stride
+is not 1 along them, opset 10 or later, and what is read there comes from outside of the run.  Any group, dilation and
+float type.  Pooling in time is left alone.
 What `optimize` measures: each run as a whole, at its first convolution.
 Safety: EXACT, weights only move.
 Source: ONNX Runtime's blocked convolutions (NCHWc) are 2-D only.
@@ -29,7 +32,7 @@ Source: ONNX Runtime's blocked convolutions (NCHWc) are 2-D only.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from rewriter import (
@@ -52,6 +55,7 @@ from rewriter import (
     require,
     rewrite_run,
     run_from,
+    sampled,
 )
 from rewriter import conv as algebra
 
@@ -60,7 +64,11 @@ _DEPTH, _WIDTH = 0, 2
 """Spatial axes of [N, C, D, H, W]."""
 _SWAP = [0, 2, 1, 3, 4]
 """[N, C, D, H, W] to [N, D, C, H, W], and back."""
-_KINDS = ("any", "temporal", "spatial")
+_MERGED = {"temporal": (1, 2), "spatial": (0,)}
+"""The spatial axes that each layout merges, with each other or with the batch."""
+_KINDS = ("any", *_MERGED)
+_STEPS = 10
+"""The first opset whose Slice has steps."""
 
 
 class Conv3dToConv2d(Pass):
@@ -90,9 +98,12 @@ class Conv3dToConv2d(Pass):
         wanted = str(settings["kind"])
         require(wanted in ("any", run.layout), f"it is {run.layout}, and {self.name}.kind is {wanted}", run.leaving[0])
         build = Builder(graph.model, f"{run.leaving[-1]}/as_2d")
-        view: View = _Merged(graph, run) if run.layout == "temporal" else _Frames(graph, run)
+        parts = {index: sampled(build, lift(graph.model, index), _MERGED[run.layout]) for index in run.sampled}
+        sources = {part.tensor: graph.model.nodes[index].input[0] for index, part in parts.items()}
+        view: View = (_Merged if run.layout == "temporal" else _Frames)(graph, run, sources)
         where = "over [N, C, D, H*W]" if run.layout == "temporal" else "over [N*D, C, H, W]"
-        return rewrite_run(self.name, graph, run, view, build, f"{run.described('Conv3D')} -> Conv2D {where}")
+        summary = f"{run.described('Conv3D')} -> Conv2D {where}"
+        return rewrite_run(self.name, graph, run, view, build, summary, parts)
 
 
 @dataclass(frozen=True)
@@ -101,6 +112,8 @@ class _View(View):
 
     graph: Graph
     run: Run
+    sources: Mapping[str, str]
+    """Of a new tensor that is a part of one of the graph's, that one."""
 
     @property
     def flat(self) -> int:
@@ -128,7 +141,8 @@ class _View(View):
         """The size of an axis that all tensors of the run have in common, and where to read it."""
         border = (*self.run.entering, *self.run.leaving)
         known = (self.sizes(tensor)[axis] for tensor in border)
-        return next((size for size in known if size is not None), None), border[0], axis
+        first = next(iter((*self.run.entering, *self.sources)))
+        return next((size for size in known if size is not None), None), first, axis
 
 
 class _Merged(_View):
@@ -154,7 +168,7 @@ class _Frames(_View):
 
     def enter(self, build: Builder, x: str) -> str:
         frames = build.transpose(x, _SWAP, "frames")
-        sizes = self.sizes(x)
+        sizes = self.sizes(self.sources.get(x, x))
         target = _target(build, [(None, x, 0), *((sizes[axis], x, axis) for axis in (1, 3, 4))])
         return build.reshape(frames, target, "enter")
 
@@ -187,20 +201,37 @@ def _run(graph: Graph, found: Match) -> Run:
     site = lift(graph.model, found.node)
     require(len(site.kernel) == 3, f"it is {len(site.kernel)}-D, not 3-D", site.y, matched=0)
     shape = "x".join(map(str, site.kernel))
-    why = f"its kernel {shape} with stride {list(_numbers(site, 'strides')) or 1} and its pads join time and space"
-    require(_kinds(site), why, site.y)
-    return run_from(graph, site, _RANK, _kinds, any_shape=False)
+    what = f"its kernel {shape} with stride {list(_numbers(site, 'strides')) or 1}"
+    require(_kinds(site), f"{what} and its pads join time and space", site.y)
+    if graph.model.opset < _STEPS:
+        require(
+            not _is_sampled(site), f"{what} needs a Slice with steps, which there is from opset {_STEPS} on", site.y
+        )
+        return run_from(graph, site, _RANK, _whole, any_shape=False)
+    return run_from(graph, site, _RANK, _kinds, any_shape=False, samples=_is_sampled)
 
 
 def _kinds(site: ConvSite) -> tuple[str, ...]:
+    """The layouts of all of its input, or where there is none of the positions that its stride takes."""
+    return _whole(site) or _layouts(site, ())
+
+
+def _is_sampled(site: ConvSite) -> bool:
+    return not _whole(site)
+
+
+def _whole(site: ConvSite) -> tuple[str, ...]:
+    return _layouts(site, _numbers(site, "strides"))
+
+
+def _layouts(site: ConvSite, strides: Sequence[int]) -> tuple[str, ...]:
     """Temporal where height and width are flat, spatial where the depth is; the first moves no data."""
     if len(site.kernel) != 3:
         return ()
     automatic = any(entry.name == "auto_pad" and entry.s not in (b"", b"NOTSET") for entry in site.node.attribute)
-    pads = () if automatic else _numbers(site, "pads")  # where an axis is flat, every auto_pad gives 0
-    flat = [algebra.is_flat(axis, site.kernel, _numbers(site, "strides"), pads) for axis in range(3)]
-    kinds = {"temporal": flat[1] and flat[2], "spatial": flat[0]}
-    return tuple(kind for kind, fits in kinds.items() if fits)
+    pads = () if automatic else _numbers(site, "pads")  # where a kernel is 1, every auto_pad gives 0
+    flat = [algebra.is_flat(axis, site.kernel, strides, pads) for axis in range(3)]
+    return tuple(kind for kind, merged in _MERGED.items() if all(flat[axis] for axis in merged))
 
 
 def _numbers(site: ConvSite, name: str) -> tuple[int, ...]:

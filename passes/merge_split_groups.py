@@ -13,6 +13,9 @@ have groups of its own.  Their groups become those of the new convolution, as ma
                                             have a common divisor, and all outputs are of one size (MixNet)
     groups of different sizes               wider groups with zeros between; at worst a dense convolution
 
+The same elementwise operators may be behind each Conv: Concat(Relu(Conv), Relu(Conv)) becomes Relu(Conv).  Of a Concat
+that reads other tensors as well, those of the branches that are next to each other and alike are merged; it stays.
+
 Branches in another order than their inputs need a channel shuffle, unless they end up in one group.
 
 Settings: `fill` = none | kernels | groups, which zeros may be inserted: none, those of kernels, or also those between
@@ -20,7 +23,8 @@ groups.  `shuffle` = auto | producer | gather | reshape | none, how channels cha
 convolution before (where it alone feeds the branches), Gather, or Reshape-Transpose-Reshape; `auto` is the first that
 is possible.  `parallel` = true also merges convolutions of the same input, kernel, stride, dilation, padding and group
 count that nothing concatenates: into one convolution and a Split.
-Conditions: constant weights and biases; every branch is read by the Concat alone.
+Conditions: constant weights and biases; every branch is read by the Concat alone, and what takes the x_p from x by the
+branches; what is behind a Conv has constant parameters, the same in each.
 What `optimize` measures: the fewest zeros that make it possible, with every way to shuffle.
 Safety: EXACT where weights only move; FINITE where zeros are inserted.
 Source: `split-groups` read backwards; windows of different sizes as in MixNet (Tan, Le 2019).
@@ -38,6 +42,7 @@ from rewriter import (
     Declined,
     Graph,
     Match,
+    Neighbours,
     NodePattern,
     Op,
     Pass,
@@ -48,22 +53,22 @@ from rewriter import (
     Var,
     check_way,
     closure,
+    common_source,
     interleave,
     lift,
     maybe,
-    only_reader,
+    neighbours_from,
     require,
     same_attributes,
-    selections,
     shuffle,
     shuffled_input,
-    strides_of,
     window_of,
     with_window,
 )
 from rewriter.conv import Branch, Grouped, NotGrouped, Window, common_window, merge_branches, widen
 
 _FILLS = ("none", "kernels", "groups")
+_MORE = "; with merge-split-groups.fill=groups they are merged with zeros between"
 
 
 class MergeSplitGroups(Pass):
@@ -87,10 +92,10 @@ class MergeSplitGroups(Pass):
             )
 
     def choices(self, graph: Graph, found: Match) -> tuple[Settings, ...]:
-        sites, _ = _concatenated(graph, lift(graph.model, found.node))
+        site = lift(graph.model, found.node)
         for fill in _FILLS:
             try:
-                merged = _merge(graph, sites, fill)
+                merged = _concatenated(graph, site, fill)[2]
             except Declined:
                 if fill == _FILLS[-1]:
                     raise
@@ -102,46 +107,21 @@ class MergeSplitGroups(Pass):
         return tuple({"fill": fill, "shuffle": way} for way in (["auto"] if inputs is outputs is None else ways))
 
     def rewrite(self, graph: Graph, found: Match, settings: Settings) -> Rewrite:
-        site = lift(graph.model, found.node)
+        site, fill = lift(graph.model, found.node), str(settings["fill"])
         try:
-            sites, join = _concatenated(graph, site)
-            merged = _merge(graph, sites, str(settings["fill"]))
+            sites, group, merged = _concatenated(graph, site, fill)
         except Declined:
             if not settings["parallel"]:
                 raise
-            sites, join = _parallel(graph, site), None
-            merged = _merge(graph, sites, str(settings["fill"]))
-        return _emit(self.name, graph, sites, join, merged, str(settings["shuffle"]))
+            sites, group = _parallel(graph, site), None
+            merged = _merge(graph, sites, common_source(graph, sites), fill)
+        return _emit(self.name, graph, sites, group, merged, str(settings["shuffle"]))
 
 
-def _concatenated(graph: Graph, site: ConvSite) -> tuple[list[ConvSite], int | None]:
-    """The convolutions of the Concat that the first of them feeds, and the Concat."""
-    model = graph.model
-    index = only_reader(graph, site.y, matched=0)
-    join = model.nodes[index]
-    is_concat = join.op_type == "Concat" and join.domain in ("", "ai.onnx")
-    require(is_concat, f"its output goes into {join.op_type} '{join.output[0]}', no Concat", site.y, matched=0)
-    where = join.output[0]
-    axis = next((entry.i for entry in join.attribute if entry.name == "axis"), 1)
-    require(axis % (len(site.kernel) + 2) == 1, f"Concat '{where}' is along axis {axis}, not channels", site.y)
-    first = join.input[0] == site.y
-    require(first, f"it is a branch of Concat '{where}', looked at with the first one", site.y, matched=0)
-    require(len(join.input) > 1, f"Concat '{where}' has no other branch", site.y)
-    require(len(set(join.input)) == len(join.input), f"Concat '{where}' reads a branch twice", site.y)
-    sites = []
-    for at, name in enumerate(join.input):
-        maker = model.wiring.producer(name)
-        op_type = "no node" if maker is None else model.nodes[maker].op_type
-        require(
-            maker is not None and op_type == "Conv",
-            f"branch {at} of Concat '{where}' is made by {op_type}, no Conv",
-            name,
-            matched=1 + at,
-        )
-        assert maker is not None
-        only_reader(graph, name, matched=1 + at)
-        sites.append(lift(model, maker))
-    return sites, index
+def _concatenated(graph: Graph, site: ConvSite, fill: str) -> tuple[list[ConvSite], Neighbours, Merged]:
+    """The neighbouring branches of the Concat that the first of them feeds, as one convolution."""
+    group = neighbours_from(graph, site, None if fill == "groups" else _MORE)
+    return list(group.sites), group, _merge(graph, group.sites, group.sources, fill)
 
 
 def _parallel(graph: Graph, site: ConvSite) -> list[ConvSite]:
@@ -174,19 +154,13 @@ class Merged:
     """None where it is that of all the convolutions."""
     zeros: int
     """How many weights were inserted."""
+    picks: frozenset[int]
+    """The nodes that made what the convolutions read of x."""
 
 
-def _merge(graph: Graph, sites: Sequence[ConvSite], fill: str) -> Merged:
+def _merge(graph: Graph, sites: Sequence[ConvSite], sources: Sequence[Selection], fill: str) -> Merged:
     """The convolutions as one; declines where more zeros are needed than `fill` allows."""
     first = sites[0]
-    for other in sites[1:]:
-        alike = len(other.kernel) == len(first.kernel)
-        require(alike, f"'{first.y}' and '{other.y}' have different numbers of spatial axes", other.y)
-        alike = strides_of(other.node, len(other.kernel)) == strides_of(first.node, len(first.kernel))
-        require(alike, f"the strides of '{first.y}' and '{other.y}' differ", first.y, other.y, matched=len(sites))
-        alike = other.weight.dtype == first.weight.dtype
-        require(alike, f"the weights of '{first.y}' and '{other.y}' are of different types", other.y)
-    sources = _sources(graph, sites)
     windows, window = _windows(graph, sites, fill)
     parts = [
         Branch(
@@ -197,24 +171,11 @@ def _merge(graph: Graph, sites: Sequence[ConvSite], fill: str) -> Merged:
     try:
         grouped = merge_branches(parts, sources[0].width, fill=fill == "groups")
     except NotGrouped as no:
-        more = "" if fill == "groups" else "; with merge-split-groups.fill=groups they are merged with zeros between"
+        more = "" if fill == "groups" else _MORE
         raise Declined(f"{no}{more}", first.y, matched=len(sites)) from no
     zeros = grouped.weight.size - sum(site.weight.size for site in sites)
-    return Merged(sources[0].tensor, sources[0].width, grouped, window, zeros)
-
-
-def _sources(graph: Graph, sites: Sequence[ConvSite]) -> list[Selection]:
-    """What each convolution reads, as channels of the nearest tensor that they all have in common."""
-    read = [selections(graph, site.x, site.c, len(site.kernel) + 2) for site in sites]
-    for candidate in read[0]:
-        common = [next((one for one in found if one.tensor == candidate.tensor), None) for found in read]
-        same = [one for one in common if one is not None]
-        if len(same) == len(sites) and len({one.width for one in same}) == 1:
-            return same
-    names = ", ".join(dict.fromkeys(f"'{found[-1].tensor}'" for found in read))
-    raise Declined(
-        f"its branches read different tensors, or channels known only at run time: {names}", sites[0].y, matched=2
-    )
+    picks = frozenset(index for read in sources for index in read.nodes)
+    return Merged(sources[0].tensor, sources[0].width, grouped, window, zeros, picks)
 
 
 def _windows(graph: Graph, sites: Sequence[ConvSite], fill: str) -> tuple[list[Window], Window | None]:
@@ -233,31 +194,37 @@ def _windows(graph: Graph, sites: Sequence[ConvSite], fill: str) -> tuple[list[W
     return windows, window
 
 
-def _emit(name: str, graph: Graph, sites: Sequence[ConvSite], join: int | None, merged: Merged, way: str) -> Rewrite:
+def _emit(
+    name: str, graph: Graph, sites: Sequence[ConvSite], group: Neighbours | None, merged: Merged, way: str
+) -> Rewrite:
     model, grouped = graph.model, merged.grouped
     rank = len(sites[0].kernel) + 2
-    output = sites[0].y if join is None else model.nodes[join].output[0]
-    nodes = [*(site.index for site in sites), *([] if join is None else [join])]
-    region = closure(model, nodes, [merged.x])
+    output = sites[0].y if group is None else model.nodes[group.join].output[0]
+    nodes, others = ([site.index for site in sites], ()) if group is None else (group.nodes, group.others)
+    region = closure(model, nodes, [merged.x, *others])
+    for index in sorted(merged.picks - region):
+        pieces = f"{model.nodes[index].op_type} '{model.nodes[index].output[0]}' takes pieces of '{merged.x}'"
+        require(False, f"{pieces} that others read, too", output, matched=len(sites))
     build = Builder(model, f"{output}/merged")
     x, gone, how = merged.x, frozenset[int](), ""
     if grouped.inputs is not None:
         x, gone, how = shuffled_input(build, graph, x, merged.width, rank, grouped.inputs, way, region)
     weight = build.constant(grouped.weight, "weight")
     bias = None if grouped.bias is None else build.constant(grouped.bias, "bias")
-    last = join is not None and grouped.outputs is None
     node = sites[0].node if merged.window is None else with_window(sites[0].node, merged.window)
-    y = build.conv(node, x, weight, bias, grouped.group, output if last else None)
+    y = build.conv(node, x, weight, bias, grouped.group, None)
     if grouped.outputs is not None:
         require(way != "none", "its outputs need a channel shuffle, and merge-split-groups.shuffle is none", output)
         after = "reshape" if way == "reshape" and interleave(grouped.outputs) is not None else "gather"
         sizes = graph.sizes(output) or (None,) * rank
-        channels = (sizes[0], grouped.weight.shape[0], *sizes[2:])
-        y = shuffle(build, y, grouped.outputs, after, channels, None if join is None else output)
+        y = shuffle(build, y, grouped.outputs, after, (sizes[0], grouped.weight.shape[0], *sizes[2:]))
         how = " and ".join(filter(None, [how, "Gather" if after == "gather" else "Reshape-Transpose-Reshape"]))
-    if join is None:
+    if group is None:
         build.split(y, [site.m for site in sites], 1, "outputs", [site.y for site in sites])
-    parts = [f"{len(sites)} Convs {'side by side' if join is None else '+ Concat'} -> Conv group {grouped.group}"]
+    else:
+        _rejoin(build, graph, group, y)
+    beside = "side by side" if group is None or others else "+ Concat"
+    parts = [f"{len(sites)} Convs {beside} -> Conv group {grouped.group}"]
     parts += [f"{merged.zeros / grouped.weight.size:.0%} of it zeros"] if merged.zeros else []
     parts += [f"with a channel shuffle ({how})"] if how else []
     return Rewrite(
@@ -265,8 +232,20 @@ def _emit(name: str, graph: Graph, sites: Sequence[ConvSite], join: int | None, 
         output,
         Safety.FINITE if merged.zeros else Safety.EXACT,
         closure(model, region | gone, build.reads),
-        min(site.index for site in sites),
+        min(site.index for site in sites) if group is None else group.join,
         tuple(build.nodes),
         tuple(build.initializers),
         ", ".join(parts),
     )
+
+
+def _rejoin(build: Builder, graph: Graph, group: Neighbours, y: str) -> None:
+    """What is behind the branches, once, and the Concat with the branches that are left, under its name."""
+    for index in group.behind[0]:
+        node = graph.model.nodes[index]
+        (y,) = build.replay(node, [y, *node.input[1:]])
+    join = graph.model.nodes[group.join]
+    names = [*join.input[: group.at], y, *join.input[group.at + len(group.sites) :]]
+    if len(names) > 1:
+        build.replay(join, names)
+    build.nodes[-1].output[0] = join.output[0]

@@ -9,16 +9,18 @@ becomes
     s = x_0 + … + x_(k-1)                          Add, from left to right
     y = x_0*a_0 + … + x_(k-1)*a_(k-1)              a_i = a at i of the axis, by Split and Squeeze
 
-The stack is Concat of Unsqueezes, or Concat along an existing axis and a Reshape that splits it.  All its readers have
-to be such sums, with or without keepdims; they are replaced together, so that the stack is gone.  A sum may depend on
-another one (attention: a is computed from s): the nodes between them are kept as they are, and stand behind the first.
+The stack is Concat of Unsqueezes, or Concat along an existing axis and a Reshape that splits it; or a Reshape alone
+that splits the channels of one tensor (ResNeSt): the x_i are then its parts, by Split.  All its readers have to be such
+sums, with or without keepdims; they are replaced together, so that the stack is gone.  A sum may depend on another one
+(attention: a is computed from s): the nodes between them are kept as they are, and stand behind the first.
 
 Conditions: a convolution makes one of the x_i or reads one of the sums (elementwise nodes may be between); the x_i are
 of one shape, proven; the stack and the products have no other readers and are no graph outputs.
+What `optimize` measures: all sums over one stack together, at the convolution nearest to them.
 Safety: EXACT, data only moves.  Each product is the same; the k terms may be added in another order than ReduceSum's
 (for k = 2 there is none), and a sum of nothing but -0.0 is -0.0 where ReduceSum may give 0.0.
-Source: selective kernel networks (SKNet) as PyTorch exports them.  ONNX Runtime's blocked layout has no stack, no
-broadcast product and no ReduceSum, but it has Add.
+Source: selective kernel networks (SKNet) and split attention (ResNeSt) as PyTorch exports them.  ONNX Runtime's blocked
+layout has no stack, no broadcast product and no ReduceSum, but it has Add.
 """
 
 from __future__ import annotations
@@ -77,9 +79,10 @@ class SumOfStack(Pass):
         region = {*stack.nodes, *(index for each in sums for index in each.nodes)}
         kept = [index for index in dependents(model, outputs, last) if index not in region]
         at = {each.node: each for each in sums}
+        parts = stack.split(build, graph)
         for index in sorted([*at, *kept]):
             if index in at:
-                _emit(build, graph, stack, at[index])
+                _emit(build, graph, stack, parts, at[index])
             else:
                 build.nodes.append(model.nodes[index])
         return Rewrite(
@@ -90,7 +93,7 @@ class SumOfStack(Pass):
             last,
             tuple(build.nodes),
             tuple(build.initializers),
-            f"stack of {len(stack.parts)} + {len(sums)} ReduceSum -> {_named(sums)}",
+            f"stack of {len(stack.parts)} + {len(sums)} ReduceSum -> {'Split + ' * bool(stack.whole)}{_named(sums)}",
         )
 
 
@@ -180,9 +183,9 @@ def _slot(graph: Graph, stack: Stack, factor: str) -> tuple[int, int] | None:
     return axis, size
 
 
-def _emit(build: Builder, graph: Graph, stack: Stack, each: _Sum) -> None:
+def _emit(build: Builder, graph: Graph, stack: Stack, parts: Sequence[str], each: _Sum) -> None:
     """The terms and their sum, under the ReduceSum's name."""
-    terms = list(stack.parts)
+    terms = list(parts)
     if each.factor is not None:
         factors = _factors(build, graph, stack, each.factor)
         terms = [build.node("Mul", pair, f"{each.node}/term") for pair in zip(terms, factors, strict=True)]

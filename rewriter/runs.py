@@ -21,7 +21,9 @@ from rewriter.wiring import subgraphs, used_names
 
 Kinds = Callable[[ConvSite], tuple[str, ...]]
 """The layouts in which a convolution could be computed, the best first; empty where there is none."""
-_FOUND: WeakKeyDictionary[Graph, dict[tuple[int, Kinds, bool], dict[int, Run]]] = WeakKeyDictionary()
+Samples = Callable[[ConvSite], bool]
+"""Whether a convolution could be only on a part of its input that is taken out before the layout changes."""
+_FOUND: WeakKeyDictionary[Graph, dict[tuple[int, Kinds, Samples, bool], dict[int, Run]]] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,8 @@ class Run:
     anchor: int
     """Position before which its new nodes can stand."""
     layout: str
+    sampled: tuple[int, ...] = ()
+    """Convolutions of the run that read a part of what no other node of it makes; `entering` has what the rest read."""
 
     def described(self, kind: str) -> str:
         """`2 Conv1D and 5 nodes around them`."""
@@ -42,9 +46,16 @@ class Run:
         return f"{len(self.convs)} {kind}" + (f" and {others} more node{'s' * (others > 1)}" if others else "")
 
 
-def run_from(graph: Graph, site: ConvSite, rank: int, kinds: Kinds, *, any_shape: bool) -> Run:
+def never(_: ConvSite) -> bool:
+    """No convolution reads a part of its input."""
+    return False
+
+
+def run_from(
+    graph: Graph, site: ConvSite, rank: int, kinds: Kinds, *, any_shape: bool, samples: Samples = never
+) -> Run:
     """The run whose first convolution is at `site`; declines where there is none or it begins elsewhere."""
-    run = find_runs(graph, rank, kinds, any_shape=any_shape).get(site.index)
+    run = find_runs(graph, rank, kinds, any_shape=any_shape, samples=samples).get(site.index)
     require(run is not None, "it has no form in the other layout", site.y)
     assert run is not None
     require(run.leaving, "nothing reads what it computes", site.y)
@@ -54,21 +65,22 @@ def run_from(graph: Graph, site: ConvSite, rank: int, kinds: Kinds, *, any_shape
     return run
 
 
-def find_runs(graph: Graph, rank: int, kinds: Kinds, *, any_shape: bool) -> dict[int, Run]:
+def find_runs(graph: Graph, rank: int, kinds: Kinds, *, any_shape: bool, samples: Samples = never) -> dict[int, Run]:
     """The run of each Conv that is in one, by its position; the tensors inside have `rank` axes.
 
     `any_shape` as for `Alike`.  Found once for each graph, since every convolution asks.
     """
     known = _FOUND.setdefault(graph, {})
-    if (rank, kinds, any_shape) not in known:
-        search = _Search(graph, kinds, Alike(graph, rank, any_shape))
+    key = (rank, kinds, samples, any_shape)
+    if key not in known:
+        search = _Search(graph, kinds, samples, Alike(graph, rank, any_shape))
         found: dict[int, Run] = {}
         for index in convs(graph.model):
             if index not in search.taken and search.layouts(index):
                 run = search.grow(index)
                 found |= dict.fromkeys(run.convs, run)
-        known[rank, kinds, any_shape] = found
-    return known[rank, kinds, any_shape]
+        known[key] = found
+    return known[key]
 
 
 @dataclass
@@ -95,10 +107,12 @@ _Unit = tuple[int, bool, str]
 class _Search:
     graph: Graph
     kinds: Kinds
+    samples: Samples
     alike: Alike
     taken: set[int] = field(default_factory=set)
     _fits: dict[int, bool] = field(default_factory=dict)
     _layouts: dict[int, tuple[str, ...]] = field(default_factory=dict)
+    _sampled: dict[int, bool] = field(default_factory=dict)
 
     def layouts(self, index: int) -> tuple[str, ...]:
         """The layouts in which the Conv at a position could be computed."""
@@ -140,12 +154,14 @@ class _Search:
         place = self._place(border)
         assert place is not None
         nodes = [self.graph.model.nodes[index] for index in border.nodes]
-        read = dict.fromkeys(name for node in nodes for name in data_operands(self.graph, node))
         made = [name for node in nodes for name in node.output]
         among = tuple(index for index in border.nodes if is_conv(self.graph.model.nodes[index]))
+        sampled = tuple(index for index in among if self._is_sampled(index))
+        whole = (self.graph.model.nodes[index] for index in border.nodes if index not in sampled)
+        read = dict.fromkeys(name for node in whole for name in data_operands(self.graph, node))
         entering = tuple(name for name in read if name in border.entering)
         leaving = tuple(name for name in made if name in border.leaving)
-        return Run(border.nodes, among, entering, leaving, place, layout)
+        return Run(border.nodes, among, entering, leaving, place, layout, sampled)
 
     def _common(self, layouts: tuple[str, ...], unit: set[int]) -> tuple[str, ...]:
         """Those layouts that all convolutions of a unit have, too."""
@@ -156,10 +172,11 @@ class _Search:
         """Where to grow from nodes that have just joined: what reads them, and what makes what they read."""
         wiring = self.graph.model.wiring
         found: list[_Unit] = []
-        for node in (self.graph.model.nodes[index] for index in unit):
+        for member in unit:
+            node = self.graph.model.nodes[member]
             for name in node.output:
                 found += [(index, False, name) for index in wiring.readers(name)]
-            for name in data_operands(self.graph, node):
+            for name in [] if self._is_sampled(member) else data_operands(self.graph, node):
                 maker = wiring.producer(name)
                 found += [] if maker is None else [(maker, True, name)]
         return found
@@ -169,8 +186,9 @@ class _Search:
         index, upstream, tensor = one
         if upstream:
             return self._upstream(tensor)
-        node = self.graph.model.nodes[index]
-        return {index} if self._is_free(index) and tensor in data_operands(self.graph, node) else set()
+        if not self._is_free(index) or self._is_sampled(index):
+            return set()
+        return {index} if tensor in data_operands(self.graph, self.graph.model.nodes[index]) else set()
 
     def _upstream(self, tensor: str) -> set[int]:
         """The free nodes that a tensor is made by, back to the nearest convolutions; empty where there is none."""
@@ -216,10 +234,23 @@ class _Search:
         return first
 
     def _place(self, border: _Border) -> int | None:
-        """The earliest position behind all that enters, if nothing outside reads before it what leaves; else None."""
+        """The earliest position behind all that enters, if nothing outside reads before it what leaves; else None.
+
+        What is sampled has to enter: None as well where the nodes make it themselves.
+        """
+        sampled = [self.graph.model.nodes[index].input[0] for index in border.inside if self._is_sampled(index)]
+        if not border.entering.issuperset(sampled):
+            return None
         makers = [self.graph.model.wiring.producer(name) for name in border.entering]
         place = max([min(border.inside), *(maker + 1 for maker in makers if maker is not None)])
         return place if all(place <= index for index in border.leaving.values()) else None
+
+    def _is_sampled(self, index: int) -> bool:
+        """Whether it is a Conv on a part of its input."""
+        if index not in self._sampled:
+            conv = is_conv(self.graph.model.nodes[index]) and bool(self.layouts(index))
+            self._sampled[index] = conv and self.samples(lift(self.graph.model, index))
+        return self._sampled[index]
 
     def _is_free(self, index: int) -> bool:
         """Whether a node can be part of a run and is in none yet."""

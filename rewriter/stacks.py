@@ -1,10 +1,11 @@
-"""Lift a stack of tensors: Concat of Unsqueezes, or a Concat whose axis a Reshape splits into the parts."""
+"""Lift a stack of tensors: Concat of Unsqueezes, or a Reshape that splits an axis, as of a Concat, into the parts."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from rewriter.build import Builder
 from rewriter.graph import Graph
 from rewriter.rule import Declined, require
 from rewriter.shapes import Shape
@@ -21,6 +22,17 @@ class Stack:
     rank: int
     """Of the stack; its parts have one axis less."""
     nodes: tuple[int, ...]
+    whole: str = ""
+    """A tensor whose equal parts along the axis they are, where no node makes them yet: each of `parts` is this one."""
+
+    def split(self, build: Builder, graph: Graph) -> list[str]:
+        """The parts; where they are not there yet by a Split of the whole."""
+        if not self.whole:
+            return list(self.parts)
+        sizes = graph.sizes(self.whole)
+        size = None if sizes is None else sizes[self.axis]
+        assert size is not None
+        return build.split(self.whole, [size // len(self.parts)] * len(self.parts), self.axis, "parts")
 
 
 def stack_before(graph: Graph, index: int) -> str:
@@ -37,6 +49,8 @@ def stack_at(graph: Graph, tensor: str) -> Stack:
     kind, maker = _maker(graph, tensor)
     require(kind in ("Concat", "Reshape"), f"it sums {kind}, no stack of tensors", tensor, matched=0)
     shapes = shapes_of(graph, tensor)
+    if kind == "Reshape" and _maker(graph, graph.model.nodes[maker].input[0])[0] != "Concat":
+        return _in_parts(graph, maker, shapes)
     axis, parts, nodes = _unsqueezed(graph, maker, shapes) if kind == "Concat" else _split(graph, maker, shapes)
     require(len(parts) > 1, "it stacks one tensor only", tensor, matched=2)
     for name in dict.fromkeys(parts):
@@ -103,17 +117,41 @@ def _split(graph: Graph, reshape: int, shapes: Sequence[Shape]) -> tuple[int, li
     """The same of a Concat along an axis, which a Reshape splits into the parts and what is in each."""
     model = graph.model
     joined, where = model.nodes[reshape].input[0], model.nodes[reshape].output[0]
-    kind, concat = _maker(graph, joined)
-    require(kind == "Concat", f"it sums a Reshape of {kind}, no stack of tensors", where, matched=0)
+    _, concat = _maker(graph, joined)
     alone = not model.wiring.escapes(joined) and model.wiring.readers(joined) == (reshape,)
     require(alone, f"'{joined}' is read elsewhere, too", where, matched=2)
-    bent = bending(model, graph.declared, model.nodes[reshape].input[1])
-    require(not bent, f"the shape of Reshape '{where}' is decided by {bent}", where, matched=2)
+    _require_shape(graph, reshape)
     axis, parts = _axis(graph, concat, len(shapes[0]) - 1), list(model.nodes[concat].input)
     for whole, split in zip(shapes_of(graph, joined), shapes, strict=True):
         wanted = (*whole[:axis], len(parts), whole[axis] // len(parts), *whole[axis + 1 :])
         require(split == wanted, f"Reshape '{where}' does not split the joined axis into its parts", where, matched=2)
     return axis, parts, (concat, reshape)
+
+
+def _in_parts(graph: Graph, reshape: int, shapes: Sequence[Shape]) -> Stack:
+    """One tensor whose axis a Reshape splits in two, the parts and what is in each."""
+    whole, where = graph.model.nodes[reshape].input[0], graph.model.nodes[reshape].output[0]
+    pairs = list(zip(shapes_of(graph, whole), shapes, strict=True))
+    fits = [axis for axis in range(len(pairs[0][0])) if all(_splits(axis, *pair) for pair in pairs)]
+    require(fits, f"Reshape '{where}' does not split one axis of '{whole}' into parts", where)
+    _require_shape(graph, reshape)
+    axis, count = fits[0], pairs[0][1][fits[0]]
+    sizes = graph.sizes(whole)
+    known = sizes is not None and sizes[axis] is not None and all(split[axis] == count for _, split in pairs)
+    require(known, f"how many parts Reshape '{where}' splits '{whole}' into depends on the input", where, matched=2)
+    return Stack(where, (whole,) * count, axis, len(shapes[0]), (reshape,), whole)
+
+
+def _splits(axis: int, whole: Shape, split: Shape) -> bool:
+    if len(split) != len(whole) + 1 or split[axis] < 2:
+        return False
+    return split == (*whole[:axis], split[axis], whole[axis] // split[axis], *whole[axis + 1 :])
+
+
+def _require_shape(graph: Graph, reshape: int) -> None:
+    node = graph.model.nodes[reshape]
+    bent = bending(graph.model, graph.declared, node.input[1])
+    require(not bent, f"the shape of Reshape '{node.output[0]}' is decided by {bent}", node.output[0], matched=2)
 
 
 def _axis(graph: Graph, concat: int, rank: int) -> int:

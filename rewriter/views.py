@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import onnx
@@ -13,12 +13,14 @@ from rewriter.build import Builder
 from rewriter.constants import Array, constant
 from rewriter.delimit import closure
 from rewriter.graph import Graph
-from rewriter.lifting import lift
+from rewriter.lifting import ConvSite, lift
 from rewriter.rule import Rewrite, Safety
 from rewriter.runs import Run
 
 _UNSQUEEZE_INPUT = 13
 """The first opset whose Unsqueeze takes its axes as an input."""
+_END = 2**63 - 1
+"""As the end of a Slice: whatever the size."""
 
 
 class View(ABC):
@@ -45,10 +47,46 @@ class View(ABC):
         """A constant that is broadcast against the run's tensors, for those of the layout."""
 
 
-def rewrite_run(pass_name: str, graph: Graph, run: Run, view: View, build: Builder, summary: str) -> Rewrite:
-    """The run in a view, as a rewrite that moves weights and computes nothing anew."""
+@dataclass(frozen=True)
+class Sampled:
+    """A convolution on a part of its input: the tensor that is that part, and the node that reads it."""
+
+    tensor: str
+    node: onnx.NodeProto
+
+
+def sampled(build: Builder, site: ConvSite, axes: Sequence[int]) -> Sampled:
+    """Every so many positions of what a Conv reads along those spatial axes, and it with stride 1 there.
+
+    Its kernel is 1 along them and its padding 0; it has strides, and Slice has steps from opset 10 on.
+    """
+    node = onnx.NodeProto()
+    node.CopyFrom(site.node)
+    (strides,) = [entry for entry in node.attribute if entry.name == "strides"]
+    steps = {axis: strides.ints[axis] for axis in axes if strides.ints[axis] > 1}
+    strides.ints[:] = [1 if axis in axes else stride for axis, stride in enumerate(strides.ints)]
+    operands = {
+        "starts": [0] * len(steps),
+        "ends": [_END] * len(steps),
+        "axes": [2 + axis for axis in steps],
+        "steps": list(steps.values()),
+    }
+    names = [build.shape_constant(values, f"part/{hint}") for hint, values in operands.items()]
+    return Sampled(build.node("Slice", [site.x, *names], "part"), node)
+
+
+def rewrite_run(
+    pass_name: str,
+    graph: Graph,
+    run: Run,
+    view: View,
+    build: Builder,
+    summary: str,
+    sampled: Mapping[int, Sampled] | None = None,
+) -> Rewrite:
+    """The run in a view, as a rewrite that moves weights and computes nothing anew; `sampled` by position."""
     model = graph.model
-    replay = _Replay(graph, run, view, build)
+    replay = _Replay(graph, run, view, build, sampled or {})
     for name in run.entering:
         replay.inner[name] = view.enter(build, name)
     for index in run.nodes:
@@ -75,6 +113,7 @@ class _Replay:
     run: Run
     view: View
     build: Builder
+    sampled: Mapping[int, Sampled]
     inner: dict[str, str] = field(default_factory=dict)
     _constants: dict[tuple[str, bool], str] = field(default_factory=dict)
 
@@ -95,14 +134,16 @@ class _Replay:
 
     def _conv(self, index: int) -> str:
         site = lift(self.graph.model, index)
+        part = self.sampled.get(index)
         node = onnx.NodeProto()
-        node.CopyFrom(site.node)
+        node.CopyFrom(site.node if part is None else part.node)
         for entry in node.attribute:
             if entry.type == onnx.AttributeProto.INTS:
                 entry.ints[:] = self.view.attribute(entry.name, list(entry.ints))
         weight = self.build.constant(self.view.weight(site.weight), "weight")
         bias = self._constant(site.bias_name or "", follow=False) or None
-        return self.build.conv(node, self.inner[site.x], weight, bias, site.group, None)
+        x = self.inner[site.x] if part is None else self.view.enter(self.build, part.tensor)
+        return self.build.conv(node, x, weight, bias, site.group, None)
 
     def _constant(self, name: str, follow: bool) -> str:
         """A constant: the same tensor, unless it must `follow` the layout or is made behind the run's new place."""

@@ -86,6 +86,38 @@ RUNS: dict[str, tuple[str, dict[str, Any], str]] = {
         {"w": T, "v": T, "a": [2]},
         "Reshape Conv/1 Reshape ReduceMax Reshape Conv/1 Reshape",
     ),
+    "sampled in space": (
+        "y = Conv <strides = [2, 2, 2]> (x, w, b)",
+        {"w": P, "b": (4,)},
+        f"Slice {TEMPORAL.format('Conv/1')}",
+    ),
+    "sampled in width, automatic": (
+        'y = Conv <strides = [2, 1, 3], auto_pad = "SAME_UPPER"> (x, w)',
+        {"w": T},
+        f"Slice {TEMPORAL.format('Conv/1')}",
+    ),
+    "sampled in time": (
+        "y = Conv <strides = [2, 2, 2], pads = [0, 1, 1, 0, 1, 1]> (x, w)",
+        {"w": F},
+        f"Slice {SPATIAL.format('Conv/1')}",
+    ),
+    "a shortcut that is sampled": (
+        "a = Relu (x) c = Conv <pads = [0, 1, 1, 0, 1, 1], strides = [1, 2, 2]> (a, f) d = Relu (c) "
+        "e = Conv <pads = [1, 0, 0, 1, 0, 0], strides = [2, 1, 1]> (d, t) s = Conv <strides = [2, 2, 2]> (a, p) "
+        "z = Add (e, s) y = Relu (z)",
+        {"f": F, "t": T, "p": P},
+        "Relu Transpose Reshape Conv/1 Relu Reshape Transpose Slice Reshape Conv/1 Reshape Conv/1 Add Relu Reshape",
+    ),
+    "two that are sampled": (
+        "c = Conv <strides = [2, 2, 2]> (x, p) d = Conv <strides = [2, 2, 2]> (x, q) y = Add (c, d)",
+        {"p": P, "q": P},
+        "Slice Slice Reshape Conv/1 Reshape Conv/1 Add Reshape",
+    ),
+    "one sampled behind another": (
+        "c = Conv <strides = [2, 2, 2]> (x, p) d = Relu (c) e = Conv <strides = [2, 2, 2]> (d, q) y = Relu (e)",
+        {"p": P, "q": P},
+        "Slice Reshape Conv/1 Relu Reshape Slice Reshape Conv/1 Relu Reshape",
+    ),
     "per position": (
         "c = Conv (x, w) y = Mul (c, k)",
         {"w": P, "k": (6, 7)},
@@ -158,10 +190,18 @@ def test_one_kind_alone(kind: str, left: int) -> None:
     ("body", "weight", "reason"),
     [
         ("y = Conv (x, w)", (4, 4, 3, 3, 3), "Its kernel 3x3x3 with stride 1 and its pads join time and space."),
-        ("y = Conv <strides = [2, 2, 2]> (x, w)", P, "Its kernel 1x1x1 with stride [2, 2, 2] and its pads join"),
+        (
+            "y = Conv <pads = [1, 1, 1, 1, 1, 1], strides = [2, 2, 2]> (x, w)",
+            P,
+            "Its kernel 1x1x1 with stride [2, 2, 2] and its pads join",
+        ),
         ("y = Conv <pads = [0, 1, 0, 0, 0, 0], strides = [2, 1, 1]> (x, w)", T, "and its pads join time and space."),
         ("y = Conv <pads = [0, 0, 0, 1, 0, 0]> (x, w)", F, "and its pads join time and space."),
-        ("y = Conv <strides = [1, 1, 2]> (x, w)", T, "with stride [1, 1, 2] and its pads join time and space."),
+        (
+            "y = Conv <pads = [0, 0, 1, 0, 0, 0], strides = [1, 1, 2]> (x, w)",
+            T,
+            "with stride [1, 1, 2] and its pads join",
+        ),
     ],
 )
 def test_declines(body: str, weight: tuple[int, ...], reason: str) -> None:
@@ -180,8 +220,28 @@ def test_another_kind_is_an_error_and_a_kind_not_wanted_declines() -> None:
         pass_named(PASS).propose(Graph(Model.load(model)), 0, {"kind": "time"})
 
 
+def test_slices_have_no_steps_before_opset_10() -> None:
+    model = program("y = Conv <strides = [2, 2, 2]> (x, w)", x=FREE, w=P, opset=9)
+    declines(
+        model, PASS, "Its kernel 1x1x1 with stride [2, 2, 2] needs a Slice with steps, which there is from opset 10"
+    )
+    check(program("y = Conv <strides = [2, 2, 2]> (x, w)", x=FREE, w=P, opset=10), PASS, sizes=SIZES)
+
+
+def test_what_is_sampled_is_not_made_by_the_run() -> None:
+    """Where all sizes in space are 1 a stride changes none of them: what is sampled could be in the run itself."""
+    sampled = "s = Conv <strides = [1, 2, 2], pads = [1, 0, 0, 1, 0, 0]> (c, t)"
+    body = f"e = Conv (x, q) c = Conv (x, q) {sampled} a = Add (e, s) y = Add (a, c)"
+    becomes = "Reshape Conv/1 Reshape Slice Reshape Reshape Conv/1 Reshape Conv/1 Add Add Reshape"
+    check(program(body, x="float[2,4,9,1,1]", t=T, q=P), PASS, becomes=becomes, safety=Safety.EXACT)
+
+
 def test_r2plus1d_of_the_zoo() -> None:
     model, applied, attempts = sweep(Model.load(zoo_model("video_r2plus1d_18")), Step(pass_named(PASS), {}), {})
     assert len(applied) == 34
-    assert len(attempts) == 3  # its downsampling convolutions, 1x1x1 with stride 2 in time and space
-    onnx.checker.check_model(model.to_proto(), full_check=True)
+    # Its downsampling convolutions, 1x1x1 with stride 2 in time and space, are in runs of others.
+    assert [attempt.reason.partition(" that")[0] for attempt in attempts] == ["It is part of the run"] * 3
+    after = model.to_proto()
+    onnx.checker.check_model(after, full_check=True)
+    ranks = {tensor.name: len(tensor.dims) for tensor in after.graph.initializer}
+    assert {ranks[node.input[1]] for node in after.graph.node if node.op_type == "Conv"} == {4}

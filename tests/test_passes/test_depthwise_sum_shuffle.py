@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from depthwise_sums import BATCHES, PASS, WIDE, plain, sizes
+from depthwise_sums import BATCHES, PASS, SUM, WIDE, plain, sizes
 from funnel import check, declines
 from models.grouped import GroupedConv, grouped_conv_model
 from rewriter import Safety
@@ -114,5 +114,9 @@ def test_an_irregular_order_has_no_reshape_and_a_choice_of_channels_neither() ->
     check(irregular, PASS, {"shuffle": "reshape"}, becomes="Conv/2", sizes=BATCHES)
 
 
-def test_an_unknown_shuffle_declines() -> None:
-    declines(plain(CARDINAL, **INTERLEAVED), PASS, "none of auto, producer, gather, reshape", {"shuffle": "fold"})
+def test_without_a_shuffle_those_that_need_one_are_left_alone() -> None:
+    inputs = plain(CARDINAL, **INTERLEAVED)
+    declines(inputs, PASS, "Its groups need a channel shuffle, and its setting shuffle is none", {"shuffle": "none"})
+    outputs = plain(f"{SUM} t = Transpose <perm = [0, 2, 1, 3, 4]> (sum) y = Reshape (t, m)")
+    check(outputs, PASS, becomes="Conv/2 Gather", sizes=BATCHES)
+    declines(outputs, PASS, f"Its outputs need a channel shuffle, and {PASS}.shuffle is none", {"shuffle": "none"})

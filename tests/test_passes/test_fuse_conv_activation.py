@@ -24,6 +24,7 @@ from rewriter.propose import Step, sweep
 from rewriter.registry import pass_named
 from rewriter.rule import Safety
 from rewriter.timing import Contender, Timing
+from timings import timing
 
 PASS = "fuse-conv-activation"
 MICROSOFT = "com.microsoft"
@@ -33,28 +34,6 @@ SIZES = [{"x": (2, 8, 5, 5)}, {"x": (3, 8, 5, 5)}]
 W, B = (8, 8, 3, 3), (8,)
 SIMPLE = "t = Conv (x, w, b) y = Relu (t)"
 RESIDUAL = f"t = {PADDED} (x, w, b) s = Add (t, x) y = Relu (s)"
-
-
-FASTER = Timing(
-    before="original",
-    after="rewritten",
-    verdict="FASTER",
-    reason="Made up.",
-    before_ms=2.0,
-    after_ms=1.0,
-    speedup=2.0,
-    interval=(1.9, 2.1),
-    control_interval=(0.99, 1.01),
-    smallest_effect=0.01,
-    pairs=10,
-    runs_per_block=(1, 1),
-    threads=1,
-    provider="cpu",
-    seconds=0.0,
-    before_sha256={},
-    after_sha256={},
-)
-"""A made-up measurement."""
 
 
 def node_of(model: onnx.ModelProto) -> onnx.NodeProto:
@@ -295,7 +274,7 @@ def test_it_has_its_turn_when_the_others_are_done(monkeypatch: pytest.MonkeyPatc
 
     def faster(_: Contender, some: Sequence[Contender], *_args: Any, **_options: Any) -> list[Timing]:
         compared.append([contender.name.partition(" at ")[0] for contender in some])
-        return [FASTER for _ in some]
+        return [timing(2.0, "FASTER") for _ in some]
 
     monkeypatch.setattr(rewriter.choose, "compare", faster)
     monkeypatch.setattr(rewriter.engine, "compare", faster)
@@ -322,7 +301,7 @@ def test_two_convolutions_into_one_sum_are_alternatives(monkeypatch: pytest.Monk
     """Either could take the other in; only one can."""
 
     def faster(_: Contender, some: Sequence[Contender], *_args: Any, **_options: Any) -> list[Timing]:
-        return [FASTER for _ in some]
+        return [timing(2.0, "FASTER") for _ in some]
 
     monkeypatch.setattr(rewriter.choose, "compare", faster)
     monkeypatch.setattr(rewriter.engine, "compare", faster)

@@ -226,7 +226,7 @@ def test_sums_that_float16_cannot_hold_are_declined() -> None:
 
 
 def test_a_border_there_is_not_is_a_usage_error() -> None:
-    with pytest.raises(BadInput, match="border 'loose' is none of refuse, exact"):
+    with pytest.raises(BadInput, match="border is 'loose': it must be one of refuse, exact"):
         pass_named(PASS).check({"border": "loose"})
 
 

@@ -14,7 +14,8 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from funnel import Sizes, check, declines
+from depthwise_sums import sizes
+from funnel import check, declines
 from models.grouped import GroupedConv, grouped_conv_model, parameters
 from models.sample import draw_spec
 from programs import program
@@ -30,17 +31,6 @@ BACK = "depthwise-sum-to-grouped"
 SPEC = GroupedConv(groups=3, in_per_group=2, out_per_group=4, kernel=(3, 3), spatial=(5, 6))
 CHAIN = "Conv/6 Reshape ReduceSum Reshape"
 PLACES = ("middle", "first", "last")
-
-
-def sizes(spec: GroupedConv) -> list[Sizes]:
-    """Shapes of x to run at: the specified one, and others where the model leaves them open."""
-    shapes = [(spec.batch, spec.spatial)]
-    if spec.shapes != "static":
-        shapes.append((4, spec.spatial))
-    if spec.shapes == "dynamic":
-        shapes.append((1, tuple(size + 3 for size in spec.spatial)))
-    first = spec.layout == "nchw"
-    return [{"x": (n, spec.channels_in, *space) if first else (n, *space, spec.channels_in)} for n, space in shapes]
 
 
 @pytest.mark.parametrize("place", PLACES)

@@ -250,3 +250,95 @@ def test_without_a_concat_only_when_asked(body: str, constants: dict[str, Any], 
     options = {"y": "p q", "v": (3, 8, 3, 3), "w": (5, 8, 3, 3)} | constants
     merged(body, becomes, Safety.EXACT, {"parallel": True}, **options)
     declines(build(body, **options), PASS, "")
+
+
+RELU = f"{SPLIT} {TWO} r = Relu (p) t = Relu (q) y = Concat <axis = 1> (r, t)"
+WIDE = {"v": (3, 8, 3, 3), "w": (5, 8, 3, 3)}
+
+
+@pytest.mark.parametrize(
+    ("body", "constants", "becomes"),
+    [
+        (RELU, {}, "Conv/2 Relu"),
+        (RELU.replace("Relu", "HardSwish"), {"opset": 14}, "Conv/2 HardSwish"),
+        (RELU.replace("Relu", "LeakyRelu <alpha = 0.3>"), {}, "Conv/2 LeakyRelu"),
+        (RELU.replace("(x, s)", "(x)").replace("Relu", "Clip <min = 0.0, max = 2.0>"), {"opset": 9}, "Conv/2 Clip"),
+        (
+            f"{SPLIT} {TWO} r = Clip (p, l, h) t = Clip (q, m, h) y = Concat <axis = 1> (r, t)",
+            {"l": np.float32(-1), "m": np.float32(-1), "h": np.float32(2)},
+            "Conv/2 Clip",
+        ),
+        # Several of them; behind a shuffle.
+        (
+            f"{SPLIT} {TWO} a1 = Sigmoid (p) a2 = Neg (a1) b1 = Sigmoid (q) b2 = Neg (b1) "
+            "y = Concat <axis = 1> (a2, b2)",
+            {},
+            "Conv/2 Sigmoid Neg",
+        ),
+        (RELU.replace("(r, t)", "(t, r)"), {}, "Gather Conv/2 Relu"),
+        (
+            "p = Conv <group = 2> (x, v) q = Conv <group = 2> (x, w) r = Relu (p) t = Relu (q) "
+            "y = Concat <axis = 1> (r, t)",
+            {"v": (2, 4, 3, 3), "w": (4, 4, 3, 3)},
+            "Conv/2 Gather Relu",
+        ),
+        (
+            "p = Conv (x, v) q = Conv (x, w) r = Tanh (p) t = Tanh (q) y = Concat <axis = 1> (r, t)",
+            {"v": (3, 8, 3, 3), "w": (5, 8, 3, 3)},
+            "Conv/1 Tanh",
+        ),
+    ],
+)
+def test_the_same_activation_behind_each(body: str, constants: dict[str, Any], becomes: str) -> None:
+    smooth = any(name in body for name in ("Sigmoid", "Tanh", "HardSwish", "LeakyRelu"))
+    check(build(body, **constants), PASS, becomes=becomes, safety=Safety.EXACT, sizes=BATCHES, integers=not smooth)
+
+
+POOL = "k = MaxPool <kernel_shape = [3, 3], strides = [1, 1]> (x)"
+PAIR = "p = Conv (x, v) q = Conv (x, w)"
+
+
+@pytest.mark.parametrize(
+    ("body", "constants", "becomes"),
+    [
+        (f"{POOL} {PAIR} y = Concat <axis = 1> (k, p, q)", WIDE, "MaxPool Conv/1 Concat"),
+        (f"{PAIR} {POOL} y = Concat <axis = 1> (p, q, k)", WIDE, "MaxPool Conv/1 Concat"),
+        (
+            f"{PAIR} {POOL} r = Relu (p) t = Relu (q) y = Concat <axis = 1> (k, r, t, k)",
+            WIDE,
+            "MaxPool Conv/1 Relu Concat",
+        ),
+        # Two groups, apart because of what is between them, of their activation, or of what they read.
+        (
+            f"{PAIR} {POOL} e = Conv (x, u) f = Conv (x, g) y = Concat <axis = 1> (p, q, k, e, f)",
+            WIDE | {"u": (2, 8, 3, 3), "g": (2, 8, 3, 3)},
+            "MaxPool Conv/1 Conv/1 Concat",
+        ),
+        (
+            f"{PAIR} e = Conv (x, u) f = Conv (x, g) m = Relu (e) n = Relu (f) y = Concat <axis = 1> (p, q, m, n)",
+            WIDE | {"u": (2, 8, 3, 3), "g": (2, 8, 3, 3)},
+            "Conv/1 Conv/1 Relu Concat",
+        ),
+        (
+            f"{PAIR} h = Relu (x) e = Conv (h, u) f = Conv (h, g) y = Concat <axis = 1> (p, q, e, f)",
+            WIDE | {"u": (2, 8, 3, 3), "g": (2, 8, 3, 3)},
+            "Relu Conv/1 Conv/1 Concat",
+        ),
+        # Pieces beside convolutions of the whole.
+        (
+            f"{SPLIT} p = Conv (x, v) q = Conv (x, w) e = Conv (a, u) f = Conv (b, g) "
+            "y = Concat <axis = 1> (p, q, e, f)",
+            WIDE | {"u": (2, 4, 3, 3), "g": (2, 4, 3, 3)},
+            "Conv/1 Conv/2 Concat",
+        ),
+        # A branch that is left and could be taken for shape arithmetic of the Concat.
+        (
+            "k = Slice (x, z, i, o) " + f"{PAIR} y = Concat <axis = 1> (k, p, q)",
+            {"v": (3, 8, 1, 1), "w": (5, 8, 1, 1), "z": [0], "i": [3], "o": [1]},
+            "Slice Conv/1 Concat",
+        ),
+    ],
+)
+def test_neighbours_among_the_branches(body: str, constants: dict[str, Any], becomes: str) -> None:
+    passed = merged(body, becomes, Safety.EXACT, **constants)
+    assert all("+ Concat" not in made.summary for made in passed.rewrites)

@@ -27,6 +27,7 @@ from rewriter.providers import PROVIDERS
 from rewriter.registry import all_passes, pass_named
 from rewriter.rule import Attempt
 from rewriter.timing import Contender, Timing
+from timings import timing
 
 PASS = "regroup"
 THERE = "grouped-to-depthwise-sum"
@@ -180,29 +181,6 @@ def test_what_has_no_candidates_says_why_and_is_not_tried_with_the_defaults(stan
     assert entry.reason.startswith("Wider groups are measured in float32, float16, bfloat16 only, and it is in float64")
 
 
-def made_up(before: str, after: str, faster: bool) -> Timing:
-    speedup = 1.5 if faster else 0.5
-    return Timing(
-        before=before,
-        after=after,
-        verdict="FASTER" if faster else "SLOWER",
-        reason="Made up.",
-        before_ms=speedup,
-        after_ms=1.0,
-        speedup=speedup,
-        interval=(speedup * 0.99, speedup * 1.01),
-        control_interval=(0.99, 1.01),
-        smallest_effect=0.01,
-        pairs=10,
-        runs_per_block=(1, 1),
-        threads=1,
-        provider="cuda",
-        seconds=0.0,
-        before_sha256={},
-        after_sha256={},
-    )
-
-
 @pytest.fixture
 def where_sums_are_fast(monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[str]]:
     """A device on which depthwise sums are faster and nothing else is; gives the candidates that it measured."""
@@ -210,8 +188,9 @@ def where_sums_are_fast(monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[st
 
     def compare(original: Contender, some: Sequence[Contender], *_: Any, **__: Any) -> list[Timing]:
         seen.extend(contender.name for contender in some)
-        chosen = [contender.name == "rewritten" or contender.name.startswith(f"{THERE} ") for contender in some]
-        return [made_up(original.name, one.name, faster) for one, faster in zip(some, chosen, strict=True)]
+        fast = [contender.name == "rewritten" or contender.name.startswith(f"{THERE} ") for contender in some]
+        found = [(1.5, "FASTER") if each else (0.5, "SLOWER") for each in fast]
+        return [timing(*each, original.name, one.name, "cuda") for one, each in zip(some, found, strict=True)]
 
     monkeypatch.setattr(rewriter.choose, "compare", compare)
     monkeypatch.setattr(rewriter.engine, "compare", compare)

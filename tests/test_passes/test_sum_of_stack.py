@@ -74,6 +74,53 @@ ATTENTION = (
     f"{STACK} s = ReduceSum <keepdims = 0> (t, one) g = GlobalAveragePool (s) f = Conv (g, k) r = Reshape (f, to) "
     "a = Softmax <axis = 1> (r) m = Mul (t, a) y = ReduceSum <keepdims = 0> (m, one)"
 )
+# As in split attention: the channels of one tensor are a stack.
+RADIX = "c = Conv <group = 2> (x, u) r = Relu (c) t = Reshape (r, to)"
+SPLIT_ATTENTION = (
+    f"{RADIX} s = ReduceSum <keepdims = 0> (t, one) g = GlobalAveragePool (s) f = Conv (g, k) e = Reshape (f, as) "
+    "a = Softmax <axis = 1> (e) m = Mul (t, a) z = ReduceSum <keepdims = 0> (m, one) y = Conv (z, w)"
+)
+RESHAPED: list[tuple[str, dict[str, Any], str]] = [
+    (f"{RADIX} y = ReduceSum <keepdims = 0> (t, one)", {}, "Conv/2 Relu Split Add"),
+    (f"{RADIX} s = ReduceSum (t, one) y = Relu (s)", {}, "Conv/2 Relu Split Add Unsqueeze Relu"),
+    (f"{RADIX} y = ReduceSum <keepdims = 0> (t, one)", {"to": [0, 4, 4, 5, 5]}, "Conv/2 Relu Split Add Add Add"),
+    (f"{RADIX} y = ReduceSum <keepdims = 0> (t, one)", {"to": [-1, 2, 8, 5, 5]}, "Conv/2 Relu Split Add"),
+    (  # the whole is read elsewhere, too
+        f"{RADIX} s = ReduceSum <keepdims = 0> (t, one) q = ReduceMax (r) y = Mul (s, q)",
+        {},
+        "Conv/2 Relu Split Add ReduceMax Mul",
+    ),
+    (
+        SPLIT_ATTENTION,
+        {"k": (16, 8, 1, 1), "as": [0, 2, 8, 1, 1], "w": W},
+        "Conv/2 Relu Split Add GlobalAveragePool Conv/1 Reshape Softmax Split Squeeze Squeeze Mul Mul Add Conv/1",
+    ),
+    (  # a size of the parts that is asked of the whole
+        "c = Conv (x, w) n = Shape <start = 0, end = 1> (c) h = Concat <axis = 0> (n, rest) t = Reshape (c, h) "
+        "y = ReduceSum <keepdims = 0> (t, one)",
+        {"w": W, "rest": [2, 4, 5, 5], "u": None, "to": None},
+        "Conv/1 Split Add",
+    ),
+]
+
+
+@pytest.mark.parametrize(("body", "constants", "becomes"), RESHAPED, ids=[case[2] for case in RESHAPED])
+def test_channels_that_a_reshape_makes_a_stack(body: str, constants: dict[str, Any], becomes: str) -> None:
+    given = {"u": (16, 4, 1, 1), "to": [0, 2, 8, 5, 5], "one": [1]} | constants
+    model = program(body, **{name: value for name, value in given.items() if value is not None})
+    check(model, PASS, becomes=becomes, safety=Safety.EXACT, sizes=SIZES, integers="Softmax" not in body)
+    assert rewriter.rewrite(model, [PASS]).report.verdict == "equivalent"
+
+
+def test_channels_by_hand() -> None:
+    """1·x + 10·2·x per element: the first half of the channels has the first factor."""
+    u, a = np.array([1, 2], np.float32).reshape(2, 1, 1, 1), np.array([1, 10], np.float32).reshape(2, 1, 1, 1)
+    body = "c = Conv (x, u) t = Reshape (c, to) m = Mul (t, a) y = ReduceSum <keepdims = 0> (m, one)"
+    model = program(body, x="float[1,1,2,3]", u=u, a=a, to=[0, 2, 1, 2, 3], one=[1])
+    (y,) = run(check(model, PASS).after, {"x": np.arange(6, dtype=np.float32).reshape(1, 1, 2, 3)}, "all").values()
+    assert y.reshape(-1).tolist() == [21 * value for value in range(6)]
+
+
 ATTENDED: list[tuple[str, dict[str, Any], str]] = [
     (
         ATTENTION,
@@ -231,6 +278,21 @@ DECLINED: list[tuple[str, dict[str, Any], str]] = [
         "q = ReduceMax (j) y = Add (s, q)",
         {"to": [0, 2, 8, 5, 5]},
         "'j' is read elsewhere, too.",
+    ),
+    (  # parts that lie apart
+        "c = Conv (x, w) t = Reshape (c, to) y = ReduceSum <keepdims = 0> (t, two)",
+        {"to": [0, 4, 2, 5, 5], "two": [2]},
+        "'y' sums [2], not the stack's axis 1.",
+    ),
+    (
+        "c = Conv (x, w) t = Reshape (c, to) y = ReduceSum <keepdims = 0> (t, one)",
+        {"to": [0, 2, 5, 4, 5]},
+        "Reshape 't' does not split one axis of 'c' into parts.",
+    ),
+    (
+        "c = Conv (x, w) t = Reshape (c, to) y = ReduceSum <keepdims = 0> (t, one)",
+        {"x": "float[N,8,H,5]", "to": [0, 8, -1, 3, 5], "one": [2]},
+        "depends on the input.",
     ),
     (
         f"{STACK} m = Mul (t, a) y = ReduceSum <keepdims = 0> (m, one)",
