@@ -2,25 +2,48 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+import onnx
+
+from rewriter.constants import attributes
 from rewriter.equivalence.forms import Unsupported
-from rewriter.equivalence.fused import Activation, ending, is_fused_conv
+from rewriter.equivalence.fused import Activation, ending, is_default, is_fused_conv
 from rewriter.equivalence.linear import Evaluation, Value
 
 _RELU = Activation("Relu")
 
 
-def beneath(run: Evaluation, name: str) -> tuple[tuple[Activation, ...], Value]:
+@dataclass(frozen=True)
+class Joined:
+    """Pieces along an axis that end in different activations: the size of each, and its activations."""
+
+    axis: int
+    pieces: tuple[tuple[int, Ends], ...]
+
+    def __str__(self) -> str:
+        return " beside ".join(f"{_listed(ends)} ({size})" for size, ends in self.pieces)
+
+
+Ends = tuple[Activation | Joined, ...]
+
+
+def beneath(run: Evaluation, name: str) -> tuple[Ends, Value]:
     """The activations that a leaving tensor's making ends in, the last one first, and what they are taken of.
 
-    The Relu of a Relu is one Relu.  Raises as `Evaluation.value`.
+    The Relu of a Relu is one Relu; the Concat of tensors that end in the same is one that ends so.  Raises as
+    `Evaluation.value`.
     """
     side = run.side
-    ends: list[Activation] = []
+    ends: list[Activation | Joined] = []
     known = run.entering.keys() | run.given
     while (maker := side.maker(name)) in run.nodes and name not in known and side.bound.value(name) is None:
         assert maker is not None
         node = side.model.nodes[maker]
         activation = ending(side, node)
+        if activation is None and is_default(node, side.functions) and node.op_type == "Concat":
+            found, value = _joined(run, node)
+            return tuple(ends[:-1] if ends and ends[-1:] == list(found[:1]) == [_RELU] else ends) + found, value
         if activation is None:
             break
         if not (ends and activation == ends[-1] == _RELU):
@@ -31,7 +54,25 @@ def beneath(run: Evaluation, name: str) -> tuple[tuple[Activation, ...], Value]:
     return tuple(ends), run.value(name)
 
 
-def require_same(name: str, old: tuple[Activation, ...], new: tuple[Activation, ...]) -> None:
+def _joined(run: Evaluation, node: onnx.NodeProto) -> tuple[Ends, Value]:
+    """The same of a Concat: neighbours that end alike are one piece, however many tensors it is joined from."""
+    parts = [beneath(run, name) for name in node.input]
+    if not any(ends for ends, _ in parts):
+        return (), run.value(node.output[0])
+    rank = len(run.shape(node.output[0]))
+    axis = int(attributes(node)["axis"]) % rank  # type: ignore[call-overload]  # ONNX says it is a number
+    pieces: list[tuple[int, Ends]] = []
+    for (ends, _), name in zip(parts, node.input, strict=True):
+        size = run.shape(name)[axis]
+        if pieces and pieces[-1][1] == ends:
+            pieces[-1] = (pieces[-1][0] + size, ends)
+        else:
+            pieces.append((size, ends))
+    (value,) = run.concat(node, [value for _, value in parts])
+    return (pieces[0][1] if len(pieces) == 1 else (Joined(axis, tuple(pieces)),)), value
+
+
+def require_same(name: str, old: Ends, new: Ends) -> None:
     """Raise Unsupported unless the activations are the same.
 
     Others may still do the same to the values that reach them (a Relu of what is never negative): runs decide that.
@@ -40,7 +81,7 @@ def require_same(name: str, old: tuple[Activation, ...], new: tuple[Activation, 
         raise Unsupported(f"'{name}' ends in {_listed(old)} before the rewrite and in {_listed(new)} after it")
 
 
-def shows(ends: tuple[Activation, ...], *runs: Evaluation) -> bool:
+def shows(ends: Ends, *runs: Evaluation) -> bool:
     """Whether a difference beneath an activation shows behind it, for some of what may enter the region.
 
     Between its bounds (for Relu, above 0) an activation takes values that it takes nowhere else, and an affine function
@@ -48,8 +89,8 @@ def shows(ends: tuple[Activation, ...], *runs: Evaluation) -> bool:
     """
     convs = [conv for run in runs for conv in run.convs]
     varying = all(conv.weight.reshape(len(conv.weight), -1).any(axis=1).all() for conv in convs)
-    return len(ends) == 1 and bool(convs) and varying
+    return len(ends) == 1 and isinstance(ends[0], Activation) and bool(convs) and varying
 
 
-def _listed(ends: tuple[Activation, ...]) -> str:
+def _listed(ends: Ends) -> str:
     return " of ".join(map(str, ends)) or "no activation"

@@ -21,6 +21,8 @@ RECIPES: Final[tuple[Recipe, ...]] = ("normal", "uniform", "integers", "large")
 """normal: N(0, 1); uniform: in ±3; integers: −4 … 4, one in four times 4; large: N(0, 1) × 100 (× 8 in 16 bits)."""
 _INDEX_RANGE: Final = (8, 2)
 """Integer inputs (often indices or flags) are drawn below these: the second where the model refuses the first."""
+USERS: Final = -1
+"""Which binding the user's own inputs are of."""
 
 
 class NoFeeds(Exception):
@@ -34,7 +36,7 @@ class Trial:
     witness: Witness
     attempts: tuple[Mapping[str, Array], ...]
     binding: int
-    """Which binding its shapes are; −1 for the user's own inputs."""
+    """Which binding its shapes are; USERS for the user's own inputs."""
 
 
 def trials(model: Model, bindings: Sequence[Binding], options: AuditOptions) -> Iterator[Trial]:
@@ -42,7 +44,7 @@ def trials(model: Model, bindings: Sequence[Binding], options: AuditOptions) -> 
     for number, sample in enumerate(options.samples):
         shapes = {name: tuple(value.shape) for name, value in sample.items()}
         witness = Witness(recipe=f"user's inputs {number}", seed=None, shapes=shapes, chosen=())
-        yield Trial(witness, (sample,), -1)
+        yield Trial(witness, (sample,), USERS)
     for index, binding in enumerate(bindings):
         recipes = (*RECIPES, "normal") if index == 0 and len(bindings) == 1 else RECIPES if index == 0 else RECIPES[:2]
         for number, recipe in enumerate(recipes):

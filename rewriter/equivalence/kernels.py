@@ -107,13 +107,13 @@ def compare_kernels(before: Mixing, after: Mixing, unit: float) -> Tally:
 
 
 def signatures(before: Mixing, after: Mixing) -> tuple[Floats, Floats]:
-    """A number for every output channel of either side, equal up to rounding where the kernels are: `[J]` each."""
+    """A number for every output channel, equal up to rounding where the kernels are: `[J]` and `[J']`."""
     coding = _Coding.of((before, after))
     width = len(coding.sources) * len(coding.taps)
     by = np.random.default_rng(0).standard_normal(width)
     found = (np.zeros(before.channel.shape[0]), np.zeros(after.channel.shape[0]))
-    for start, stop in _chunks(before, after):
-        for mixing, total in zip((before, after), found, strict=True):
+    for mixing, total in zip((before, after), found, strict=True):
+        for start, stop in _chunks(mixing):
             entries = coding.entries(mixing, start, stop)
             np.add.at(total[start:stop], entries.keys // width, entries.values * by[entries.keys % width])
     return found

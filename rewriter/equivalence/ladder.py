@@ -10,11 +10,18 @@ import numpy as np
 
 from rewriter.bindings import Binding, find_bindings
 from rewriter.constants import Array
+from rewriter.equivalence.approximation import (
+    NOT_EXACT,
+    UNPROVEN,
+    allowed_error,
+    approximation_reason,
+    compare_approximately,
+)
 from rewriter.equivalence.blind import measure_blindness
 from rewriter.equivalence.cut import Runner, cut
 from rewriter.equivalence.exact import LARGE, Exchange, Rerun, compare_exactly
 from rewriter.equivalence.identical import identical
-from rewriter.equivalence.inputs import trials
+from rewriter.equivalence.inputs import USERS, trials
 from rewriter.equivalence.numeric import compare_on_activations, finite_weights
 from rewriter.equivalence.parts import (
     Progress,
@@ -103,6 +110,7 @@ def _climb(pair: _Pair, options: AuditOptions, rerun: Rerun | None, tell: Progre
     diffs = [Diff(before, after, (found.bound, bind(after, found.shapes))) for found in bindings]
     parts = diffs[0].regions()
     whole = Whole(before, after, options.runtime, captures(before, diffs[0].before, parts))
+    whole.approximate = bool(options.approximated)
     tell("runs of the original", 0, 1)
     large = any(elements(region, diff) > LARGE for region in parts for diff in diffs)
     whole.run_original(trials(before, bindings, options), defer=large)
@@ -116,6 +124,10 @@ def _climb(pair: _Pair, options: AuditOptions, rerun: Rerun | None, tell: Progre
     for number, (region, static) in enumerate(zip(regions, statics, strict=True)):
         tell("regions", number, len(regions))
         exchange = None if static.result.outcome == "fail" else _exchange(region, diffs, options)
+        allowed = allowed_error(region, diffs[0], options)
+        if allowed is not None:
+            levels.append([static.result, NOT_EXACT, _approximation(region, diffs, exchange, whole.runs, allowed)])
+            continue
         finite = finite and (exchange is None or finite_weights(exchange.before.cut))
         found, unit = _run_region(region, static, diffs, exchange, whole.runs, rerun)
         levels.append(found)
@@ -126,7 +138,7 @@ def _climb(pair: _Pair, options: AuditOptions, rerun: Rerun | None, tell: Progre
     whole_level, outputs = whole.compare(max(units, default=0.0), products, finite=finite, proven=proven)
     blind = _blind(before, bindings, regions, levels, whole, options)
     records = [
-        _record(region, diffs[0], static, found, hidden, whole_level)
+        _record(region, diffs[0], static, found, hidden, whole_level, allowed_error(region, diffs[0], options))
         for region, static, found, hidden in zip(regions, statics, levels, blind, strict=True)
     ]
     tell("whole model", 1, 1)
@@ -164,7 +176,8 @@ def _static(
     statics = []
     for number, region in enumerate(regions):
         tell("static comparison", number, len(regions))
-        statics.append(compare_static(region, pairs, operators))
+        approximate = allowed_error(region, diffs[0], options) is not None
+        statics.append(UNPROVEN if approximate else compare_static(region, pairs, operators))
     if any(static.result.outcome == "fail" for static in statics):
         larger = diffs[0].regions(meet=False)
         if larger != regions:
@@ -189,6 +202,17 @@ def _captured(region: Region, diffs: Sequence[Diff], runs: Sequence[Run]) -> lis
     """What entered the region in the original's first runs, where all of it is known."""
     found = [entering(region, diffs[0].before, run) for run in runs if run.binding == 0]
     return [feeds for feeds in found if len(feeds) == len(region.inputs)][:2]
+
+
+def _approximation(
+    region: Region, diffs: Sequence[Diff], exchange: Exchange | None, runs: Sequence[Run], allowed: float
+) -> LevelResult:
+    """How far off a region is on the user's inputs."""
+    if exchange is None:
+        why = "Not applicable: the region cannot be cut out, because types or shapes in it are not known."
+        return not_applicable("L3", why)
+    found = [entering(region, diffs[0].before, run) for run in runs if run.binding == USERS]
+    return compare_approximately(exchange, [feeds for feeds in found if len(feeds) == len(region.inputs)], allowed)
 
 
 def _run_region(
@@ -257,8 +281,12 @@ def _record(
     levels: Sequence[LevelResult],
     blind: bool | None,
     whole: LevelResult,
+    allowed: float | None,
 ) -> RegionAudit:
     verdict, reason = region_verdict({level.level: level.outcome for level in levels}, blind, whole.outcome)
+    if allowed is not None and verdict != "different":
+        # A run that measured the error, or nothing: what L4 says of the outputs says nothing of what is allowed here.
+        verdict, reason = ("approximate" if levels[-1].outcome == "pass" else "not_verified"), levels[-1].detail
     refuted = next((level for level in levels if level.outcome == "fail"), None)
     grade: Grade | None = None
     if verdict == "equivalent":
@@ -273,6 +301,7 @@ def _record(
         levels=tuple(levels),
         blind=blind,
         reason=refuted.detail if refuted else reason,
+        allowed_error=allowed,
     )
 
 
@@ -321,7 +350,10 @@ def _audit(
         same_definitions=proof,
         problem=problem_of(witnesses),
     )
-    wrong = next((region for region in regions if region.verdict == verdict and verdict != "equivalent"), None)
+    off = [region for region in regions if region.allowed_error is not None]
+    if verdict == "approximate" and all(region.accepted for region in regions):
+        reason = approximation_reason(off, len(regions), whole)
+    wrong = next((region for region in regions if region.verdict == verdict and not region.accepted), None)
     if wrong is not None and not reason.startswith("The output"):
         reason = f"{reason} First: '{wrong.outputs[0]}': {wrong.reason}"
     return Audit(

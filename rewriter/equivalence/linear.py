@@ -242,6 +242,10 @@ class Evaluation:
         source = parts[0] if len(parts) == 1 else forms.concatenate(parts)
         return [forms.take(source, np.asarray(found, np.int64)) for found in run_reference(self.side, renamed, feeds)]
 
+    def concat(self, node: onnx.NodeProto, operands: Sequence[Value]) -> list[Value]:
+        """What the Concat makes of operands that are not the values of its inputs."""
+        return self._move(node, operands)
+
     def _part(self, operand: Value | None) -> Form:
         if operand is None:
             raise Unsupported("a node has no data operand")

@@ -19,7 +19,7 @@ import onnx
 from rewriter.constants import attributes, constant
 from rewriter.equivalence import forms
 from rewriter.equivalence.forms import Form, Integers, Unsupported
-from rewriter.equivalence.fused import is_default
+from rewriter.equivalence.fused import ending, is_default
 from rewriter.equivalence.linear import Evaluation
 from rewriter.equivalence.operators import operator_attributes
 from rewriter.equivalence.regions import Side
@@ -41,8 +41,10 @@ _MOST_PARTNERS: Final = 4
 
 Same = Callable[[str, Form, Form], bool]
 """Whether two forms of one shape, the first of the original, are the same; the name is for messages."""
-Permuted = Callable[[str, Form, Form], Integers | None]
-"""For every channel of the first of two forms `[N, C, *S]` the one of the second that seems the same, if any do."""
+Alike = tuple[Integers, Integers]
+"""Channels of two tensors that seem the same: `[K]` each, K the fewer of the two."""
+Permuted = Callable[[str, Form, Form], Alike | None]
+"""Channels of two forms `[N, C, *S]` and `[N, C', *S]` that seem the same, if any do."""
 
 
 def inner_elements(side: Side, nodes: Sequence[int]) -> int:
@@ -56,6 +58,7 @@ def inner_elements(side: Side, nodes: Sequence[int]) -> int:
 def inner(side: Side, nodes: Sequence[int]) -> list[int]:
     """The operators to pair, in graph order: nonlinear ones whose outputs others in the region read, and means."""
     within = set(nodes)
+    joins = _last_joins(side, nodes)
     return [
         index
         for index in nodes
@@ -64,8 +67,28 @@ def inner(side: Side, nodes: Sequence[int]) -> list[int]:
         or (
             _is_paired(side, side.model.nodes[index])
             and within.intersection(side.readers.get(side.model.nodes[index].output[0], ()))
+            - (joins if _ends(side, side.model.nodes[index]) else set())
         )
     ]
+
+
+def _last_joins(side: Side, nodes: Sequence[int]) -> set[int]:
+    """Concats that nothing in the region reads but such ones: activations before them are at its end (`endings`)."""
+    within, found = set(nodes), set[int]()
+    for index in sorted(nodes, reverse=True):
+        node = side.model.nodes[index]
+        inside = within.intersection(side.readers.get(node.output[0], ())) if node.output else within
+        if node.op_type == "Concat" and is_default(node, side.functions) and inside <= found:
+            found.add(index)
+    return found
+
+
+def _ends(side: Side, node: onnx.NodeProto) -> bool:
+    """Whether it is an activation that can be taken off the end of a region."""
+    try:
+        return ending(side, node) is not None
+    except Unsupported:
+        return False
 
 
 def _evened(old: Evaluation, new: Evaluation) -> tuple[list[int], list[int]]:
@@ -143,18 +166,19 @@ def pair(old: Evaluation, new: Evaluation, first: int, same: Same, permuted: Per
             continue  # products of what enters have symbols of their own, and means are sums
         if found is None:
             raise Unsupported(f"what enters {node.op_type} '{node.output[0]}' is not shown to be the same")
-        partner, order = found
+        partner, placed = found
         left.remove(partner)
         pairs += 1
-        shape = old.shape(node.output[0])
-        count = math.prod(shape)
-        symbols = np.arange(first, first + count)
-        first += count
-        old.give(node.output[0], Form(symbols.reshape(*shape, 1)))
         output = new.side.model.nodes[partner].output[0]
-        moved = np.empty_like(symbols)
-        moved[order(shape)] = symbols
-        new.give(output, Form(moved.reshape(*new.shape(output), 1)))
+        shape, other = old.shape(node.output[0]), new.shape(output)
+        symbols = np.arange(first, first + math.prod(shape))
+        first += symbols.size
+        old.give(node.output[0], Form(symbols.reshape(*shape, 1)))
+        here, there = placed(shape, other)
+        moved = np.arange(first, first + math.prod(other))  # what has no counterpart is a symbol of its own
+        first += moved.size if there.size < moved.size else 0
+        moved[there] = symbols[here]
+        new.give(output, Form(moved.reshape(*other, 1)))
     for index in left:
         node = new.side.model.nodes[index]
         if not _is_optional(new.side, node):
@@ -169,8 +193,8 @@ def operands(run: Evaluation, node: onnx.NodeProto) -> list[Form]:
     return [forms.broadcast(run.form(name), run.shape(node.output[0])) for name in node.input]
 
 
-_Order = Callable[[Shape], Integers]
-"""Where each element of the first side's output is in the second side's, given the former's shape."""
+_Placed = Callable[[Shape, Shape], tuple[Integers, Integers]]
+"""Flat places of the elements of the two sides' outputs that are the same, given the shapes of both."""
 
 
 def _partners(
@@ -180,8 +204,8 @@ def _partners(
     entering: Sequence[Form],
     same: Same,
     permuted: Permuted,
-) -> Iterator[tuple[int, _Order]]:
-    """Nodes of the second side that compute the same, and where each element of the first's output is in theirs."""
+) -> Iterator[tuple[int, _Placed]]:
+    """Nodes of the second side that compute the same, and where the elements of the first's output are in theirs."""
     for partner in partners:
         new.advance(partner)
         try:
@@ -189,9 +213,12 @@ def _partners(
         except Unsupported:  # behind an operator that is not paired yet
             continue
         for others in _arrangements(node, found):
-            for order, placed in _orders(node, entering, others, permuted):
+            for shape, (here, there), placed in _orders(node, entering, others, permuted):
                 each = zip(node.input, entering, others, strict=False)  # further operands of one are constants
-                if all(same(name, one, _reordered(other, order, one.shape)) for name, one, other in each):
+                if all(
+                    same(name, _reordered(one, here, shape), _reordered(other, there, shape))
+                    for name, one, other in each
+                ):
                     yield partner, placed
 
 
@@ -202,35 +229,45 @@ def _arrangements(node: onnx.NodeProto, found: list[Form]) -> list[list[Form]]:
 
 def _orders(
     node: onnx.NodeProto, entering: Sequence[Form], others: Sequence[Form], permuted: Permuted
-) -> Iterator[tuple[Integers, _Order]]:
-    """Ways to find the first side's elements in the second's, and the same for their outputs."""
+) -> Iterator[tuple[Shape, tuple[Integers | None, Integers], _Placed]]:
+    """Ways to find elements of the first side in the second: the shape they make, their places, those of outputs.
+
+    Places of None are all, in order.  Where one side has more channels, only those that both have are compared.
+    """
     shape, other = entering[0].shape, others[0].shape
     anywhere = node.op_type in ELEMENTWISE | BINARY
     if anywhere:
         for order in orders(shape, other):
-            yield order, functools.partial(_fixed, order)
-    if shape != other or len(shape) < 3:
+            yield shape, (None, order), functools.partial(_fixed, order)
+    if len(shape) < 2 or len(shape) != len(other) or (shape[0], *shape[2:]) != (other[0], *other[2:]):
         return
-    kept = None if anywhere else np.arange(shape[1])
+    every = np.arange(shape[1])
+    kept = None if anywhere or shape != other else (every, every)
     for channels in (kept, permuted(node.input[0], entering[0], others[0])):
         if channels is not None:
-            yield channel_order(shape, channels), functools.partial(_by_channel, channels)
+            here, there = channels
+            common = (shape[0], len(here), *shape[2:])
+            places = channel_order(shape, here), channel_order(other, there)
+            yield common, places, functools.partial(_by_channel, here, there)
 
 
-def _fixed(order: Integers, _: Shape) -> Integers:
-    return order
+def _fixed(order: Integers, shape: Shape, _: Shape) -> tuple[Integers, Integers]:
+    return np.arange(math.prod(shape)), order
 
 
-def _by_channel(channels: Integers, shape: Shape) -> Integers:
-    return channel_order(shape, channels)
+def _by_channel(here: Integers, there: Integers, shape: Shape, other: Shape) -> tuple[Integers, Integers]:
+    return channel_order(shape, here), channel_order(other, there)
 
 
 def channel_order(shape: Shape, channels: Integers) -> Integers:
-    """`[E]`: the flat place of each element of a tensor `[N, C, ...]` in one whose channels are in another order."""
+    """`[E]`: flat places of the elements of some channels of a tensor `[N, C, ...]`, as of one that has only these."""
     return np.arange(math.prod(shape)).reshape(shape)[:, channels].reshape(-1)
 
 
-def _reordered(form: Form, order: Integers, shape: Shape) -> Form:
+def _reordered(form: Form, order: Integers | None, shape: Shape) -> Form:
+    if order is None:
+        return form
+
     def picked(values: np.ndarray | None, *tail: int) -> np.ndarray | None:
         return None if values is None else values.reshape(-1, *tail)[order].reshape(*shape, *tail)
 

@@ -48,7 +48,7 @@ class Oracle:
         del proto.graph.output[:]
         proto.graph.output.extend(onnx.helper.make_empty_tensor_value_info(v.name) for v in cut.proto.graph.output)
         try:
-            self._evaluator = ReferenceEvaluator(proto, new_ops=[Conv, ConvTranspose])
+            self._evaluator = ReferenceEvaluator(proto, new_ops=[BatchNormalization, Conv, ConvTranspose])
         except Exception as error:  # it has exceptions of its own for operators it does not know
             raise _failure(error) from error
 
@@ -95,6 +95,23 @@ class Conv(OpRun):
         found = {**attributes, "auto_pad": text if isinstance(text, bytes) else str(text).encode()}
         group = int(attributes.get("group") or 1)
         return (convolve(x, w, b, found, group),)
+
+
+class BatchNormalization(OpRun):
+    """ONNX's BatchNormalization as inference has it: (x − mean) / √(var + ε) · scale + bias per channel.
+
+    ONNX's own reference mixes statistics of the batch in at opsets 9 to 13, and knows none before.
+    """
+
+    op_domain = ""
+
+    def _run(self, x: Any, scale: Any, bias: Any, mean: Any, var: Any, **attributes: Any) -> tuple[_Floats]:
+        if attributes.get("training_mode") or attributes.get("spatial") == 0:
+            raise ValueError("BatchNormalization is in training mode, or not spatial")
+        epsilon = attributes.get("epsilon")
+        shape = (-1, *[1] * (x.ndim - 2))
+        scale, bias, mean, var = (np.reshape(value, shape) for value in (scale, bias, mean, var))
+        return ((x - mean) / np.sqrt(var + (1e-5 if epsilon is None else epsilon)) * scale + bias,)
 
 
 def convolve(x: NDArray[Any], w: _Floats, b: _Floats | None, attributes: Mapping[str, object], group: int) -> _Floats:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 import numpy as np
@@ -87,3 +87,16 @@ def _parts(value: Array) -> Iterator[Array]:
     flat = value.reshape(-1)
     for start in range(0, flat.size, _PART):
         yield flat[start : start + _PART]
+
+
+def relative_error(pairs: Sequence[tuple[Array, Array]]) -> float:
+    """Root mean square of the differences over that of the first of each pair; infinite if only the latter is 0."""
+    off = size = 0.0
+    for old, new in pairs:
+        x, y = old.astype(np.float64), new.astype(np.float64)
+        same = x == y  # infinity minus itself is no number
+        off += float(np.sum(np.where(same, 0.0, x - y) ** 2))
+        size += float(np.sum(np.where(np.isfinite(x), x, 0.0) ** 2))
+    if not off:
+        return 0.0
+    return float(np.sqrt(off / size)) if size else float("inf")

@@ -18,20 +18,24 @@ from rewriter.equivalence.rows import parts, same_rows
 _MIXED: Final = "an element of '{}' mixes several positions or batches"
 
 
-def mixings_of(name: str, a: Reading, b: Reading, rows: Integers) -> tuple[Mixing, Mixing]:
+def mixings_of(
+    name: str, a: Reading, b: Reading, rows: Integers, others: Integers | None = None
+) -> tuple[Mixing, Mixing]:
     """How the output channels of both sides mix their convolutions' channels; `rows` `[Q, J]` are elements by position.
 
-    Raises Unsupported or Refuted where they are not the same at all positions, or read at other ones.
+    `others` `[Q, J']` are those of the second side, where it has more or fewer channels.  Raises Unsupported or Refuted
+    where they are not the same at all positions, or read at other ones.
     """
+    others = rows if others is None else others
     positions = a.position[rows[:, 0]]
-    _require_same_positions(name, b, rows)
-    aligned = align((a.convs, positions), (b.convs, b.position[rows[:, 0]]))
+    _require_same_positions(name, b, others)
+    aligned = align((a.convs, positions), (b.convs, b.position[others[:, 0]]))
     shifts = _shifts(*aligned)
     if b.mixed:  # steps of equal length, as of a kernel taken apart, or they would have been refuted
         raise Unsupported(_MIXED.format(name))
     found: list[Mixing] = []
-    for reading, side, shift in zip((a, b), aligned, shifts, strict=True):
-        channel, coef, uniform = reading.classes(rows)
+    for reading, side, shift, own in zip((a, b), aligned, shifts, (rows, others), strict=True):
+        channel, coef, uniform = reading.classes(own)
         if not uniform and reading is a:
             raise Unsupported(f"'{name}' is not computed the same way at every position")
         if not uniform:

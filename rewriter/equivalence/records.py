@@ -36,6 +36,11 @@ class AuditOptions:
     input_shapes: Mapping[str, Shape] = field(default_factory=dict)
     samples: tuple[Mapping[str, np.ndarray], ...] = ()
     """The user's own inputs, each a complete set of feeds."""
+    approximated: Mapping[str, float] = field(default_factory=dict)
+    """Tensors of the second model that need only approximate the first one's, with the relative error allowed.
+
+    What makes them is not proven but measured, on `samples` alone; the verdict is then `approximate` at best.
+    """
     draws: int = 12
     """Integer draws of L2, each with inputs and weights of its own seed."""
     perturbed_regions: int = 8
@@ -70,6 +75,13 @@ class RegionAudit(Record):
     blind: bool | None
     """Whether the graph outputs compared do not respond to a perturbation of this region; None where not measured."""
     reason: str
+    allowed_error: float | None = None
+    """The relative error that was allowed, where it only had to approximate; None: it had to be equivalent."""
+
+    @property
+    def accepted(self) -> bool:
+        """Whether it is what was asked for: equivalent, or an approximation within the error allowed."""
+        return self.verdict == "equivalent" or (self.allowed_error is not None and self.verdict == "approximate")
 
     def level(self, name: Level) -> LevelResult | None:
         """The result of one level, or None when the level was not reached."""
@@ -85,6 +97,8 @@ class OutputAudit(Record):
     max_abs: float
     max_rel: float
     """max|difference| / max|value|."""
+    rms: float = 0.0
+    """Root mean square of the differences over that of the values, in the worst run."""
     tolerance: float
     """The rtol = atol that numpy.allclose would have needed."""
     spread: float
@@ -133,6 +147,16 @@ class Audit(Record):
     """The provider that the *first* model ran on, where that was another one."""
     deployed: Audit | None = None
     """The runs once more with the user's own options, where these compute in less than full precision."""
+
+    @property
+    def accepted(self) -> bool:
+        """Whether the models are as was asked: equivalent, but for regions that only had to approximate, and do."""
+        asked = bool(self.regions) and all(region.accepted for region in self.regions)
+        return self.verdict == "equivalent" or (self.verdict == "approximate" and asked and self._runs_agree)
+
+    @property
+    def _runs_agree(self) -> bool:
+        return all(level.outcome != "fail" for level in self.levels)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types; infinities and NaN as strings."""

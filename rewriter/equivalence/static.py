@@ -12,6 +12,7 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Final
 
 import numpy as np
 import onnx
@@ -21,7 +22,7 @@ from rewriter.equivalence.endings import beneath, require_same, shows
 from rewriter.equivalence.forms import NOTHING, Floats, Form, Impossible, Integers, Unsupported
 from rewriter.equivalence.kernels import Mixing, Refuted, Tally, compare_kernels, deviation, gamma, signatures, within
 from rewriter.equivalence.linear import Evaluation
-from rewriter.equivalence.matching import inner_elements, multiplies, pair
+from rewriter.equivalence.matching import Alike, inner_elements, multiplies, pair
 from rewriter.equivalence.operators import Operators
 from rewriter.equivalence.precision import unit_roundoff
 from rewriter.equivalence.reading import Reading, mixings_of
@@ -29,6 +30,9 @@ from rewriter.equivalence.records import Grade, LevelResult, failed, not_applica
 from rewriter.equivalence.regions import Region, Side
 from rewriter.equivalence.rows import rows_by_position, same_rows
 from rewriter.equivalence.unchanged import changed_constants
+
+_NEAR: Final = 1e-6
+"""Of the largest signature of a channel: what rounding may put between those of two channels that are the same."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +105,7 @@ def _compare_binding(
     region: Region, before: Side, after: Side, tally: Tally, offsets: _Offsets, known: dict[bytes, Tally]
 ) -> None:
     entering, wide = _entering(region, before, after)
-    count = wide + inner_elements(before, region.before)
+    count = wide + inner_elements(before, region.before) + inner_elements(after, region.after)
     multiplied = any(
         multiplies(side, side.model.nodes[index])
         for side, nodes in ((before, region.before), (after, region.after))
@@ -176,8 +180,8 @@ def _same(
     return True
 
 
-def _permuted(old: Evaluation, new: Evaluation, name: str, a: Form, b: Form) -> Integers | None:
-    """For every channel of a tensor `[N, C, *S]` the one of the other side's that looks the same; None where none do.
+def _permuted(old: Evaluation, new: Evaluation, name: str, a: Form, b: Form) -> Alike | None:
+    """Channels of tensors `[N, C, *S]` and `[N, C', *S]` that look the same, as many as the fewer; None where none do.
 
     Channels are told apart by one number each; whether those found are the same is for `_same` to say.
     """
@@ -187,27 +191,52 @@ def _permuted(old: Evaluation, new: Evaluation, name: str, a: Form, b: Form) -> 
             return _same_symbols(a, b)
         if first.family is None or second.family is None:
             return None
-        rows = rows_by_position(first.position, np.flatnonzero(first.position >= 0), a.shape)
-        if rows is None or rows.shape[1] != a.shape[1]:
+        rows, others = (
+            rows_by_position(side.position, np.flatnonzero(side.position >= 0), form.shape)
+            for side, form in ((first, a), (second, b))
+        )
+        if rows is None or others is None or rows.shape[1] != a.shape[1] or others.shape[1] != b.shape[1]:
             return None
-        found = signatures(*mixings_of(name, first, second, rows))
+        if len(rows) != len(others):
+            return None
+        found = signatures(*mixings_of(name, first, second, rows, others))
     except (Refuted, Unsupported):
         return None
-    shifts = [0.0 if form.offset is None else math.pi * form.offset.reshape(-1)[rows[0]] for form in (a, b)]
+    shifts = [
+        0.0 if form.offset is None else math.pi * form.offset.reshape(-1)[own[0]]
+        for form, own in ((a, rows), (b, others))
+    ]
     return _matched(found[0] + shifts[0], found[1] + shifts[1])
 
 
-def _same_symbols(a: Form, b: Form) -> Integers | None:
+def _same_symbols(a: Form, b: Form) -> Alike | None:
     """The same for selections of what enters."""
     if not (a.pure and b.pure):
         return None
     return _matched(*(form.index.reshape(*form.shape[:2], -1)[0, :, 0] for form in (a, b)))
 
 
-def _matched(old: NDArray[np.number], new: NDArray[np.number]) -> Integers:
-    """For every entry of the one, the place of the entry of the same rank in the other."""
-    found = np.empty(len(old), np.int64)
-    found[np.argsort(old, kind="stable")] = np.argsort(new, kind="stable")
+def _matched(old: NDArray[np.number], new: NDArray[np.number]) -> Alike:
+    """Places in both of entries that go together: of the same rank, or the nearest where one side has more."""
+    first, second = np.argsort(old, kind="stable"), np.argsort(new, kind="stable")
+    if len(first) < len(second):
+        return first, second[_nearest(old[first], new[second])]
+    if len(second) < len(first):
+        return first[_nearest(new[second], old[first])], second
+    return first, second
+
+
+def _nearest(few: NDArray[np.number], many: NDArray[np.number]) -> Integers:
+    """For each entry of one ascending sequence the place of a near one in another: each its own, in order."""
+    slack = _NEAR * float(np.abs(many).max(initial=0))
+    found = np.empty(len(few), np.int64)
+    place = 0
+    for at, value in enumerate(few):
+        last = len(many) - (len(few) - at)  # leaves enough for those to come
+        while place < last and many[place] < value - slack:
+            place += 1
+        found[at] = place
+        place += 1
     return found
 
 
