@@ -23,7 +23,7 @@ WORKERS := -n logical --maxprocesses 4 --dist worksteal
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-cuda lint format types docs wheel-test swap-test bench bench-cuda ci clean
+.PHONY: help venv demo test test-cuda lint format types docs forms wheel-test swap-test bench bench-cuda campaign ci clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
@@ -59,6 +59,10 @@ test-cuda: $(CUDA_READY) ## run the tests that need a CUDA GPU; fails where ther
 docs: $(READY) ## build the pages and pictures of docs/passes
 	$(BIN)/python -m docs.build
 
+forms: $(READY) ## try every conversion between two forms on 40 random models each, and build docs/forms.md (10 minutes)
+	$(BIN)/python -m benchmarks.forms
+	$(BIN)/python -m docs.build
+
 wheel-test: $(READY) ## build the wheel, install it in a clean environment, use it from an empty folder
 	$(BIN)/python -m pytest tests/test_wheel.py -m 'wheel or not wheel' $(ARGS)
 
@@ -81,6 +85,10 @@ bench: $(READY) ## measure the figures the README gives (takes a while; wants a 
 
 bench-cuda: $(CUDA_READY) ## measure the figures of a GPU, in 8 minutes, into benchmarks/results/cuda.json
 	$(CUDA_PYTHON) -m benchmarks.cuda $(ARGS)
+
+campaign: $(READY) ## every pass on every model, audited, into docs/campaign.md; resumes what is there (takes hours)
+	$(BIN)/python -m benchmarks.campaign $(ARGS)
+	$(BIN)/python -m benchmarks.campaign_page
 
 ci: ## everything the continuous integration runs
 	.ci/run

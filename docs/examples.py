@@ -82,6 +82,18 @@ _MULTIPLIER = Example(
 )
 
 EXAMPLES: Mapping[str, Example] = {
+    "cancel-layout-pairs": Example(
+        "a bias per channel and a Relu in [N, H, W, C], as TensorFlow has them, between two convolutions",
+        """(float[1,4,8,8] x) => (float[1,6,8,8] y) {
+            c = Conv <pads = [1,1,1,1]> (x, w)
+            last = Transpose <perm = [0, 2, 3, 1]> (c)
+            a = Add (last, b)
+            r = Relu (a)
+            first = Transpose <perm = [0, 3, 1, 2]> (r)
+            y = Conv (first, v)
+        }""",
+        {"w": (8, 4, 3, 3), "b": (8,), "v": (6, 8, 1, 1)},
+    ),
     "conv1d-to-conv2d": Example(
         "two convolutions over 32 positions with a Relu between them: one run",
         """(float[1,4,32] x) => (float[1,6,32] y) {

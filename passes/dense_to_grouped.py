@@ -12,6 +12,7 @@ contiguous: the weights of the convolution before (where it alone feeds this one
 Reshape-Transpose-Reshape; `auto` is the first where possible, else Gather; `none` takes contiguous groups only.  An
 order of the outputs is restored by Gather.
 Conditions: constant weight and bias; some whole kernels are zero, in blocks.
+What `optimize` measures: each way to bring the channels together, and the contiguous groups that need none.
 Safety: FINITE.  Zeros are dropped, and zero times an infinite or NaN activation is not zero.
 Source: connected components of a bipartite graph; what undoes `regroup` and `grouped-to-dense`, and finds groups in
 pruned weights.

@@ -12,9 +12,10 @@ summed over m) is what it is: a depthwise convolution with summed filters.  Grou
 channel shuffle: folded into the weights of the convolution before (where it alone feeds this one), else a Gather or
 Reshape-Transpose-Reshape.
 
-Settings: `shuffle` = auto | producer | gather | reshape.
+Settings: `shuffle` = auto | producer | gather | reshape | none, how; none is to leave those that need one alone.
 Conditions: the chain holds a reduction over channels; constant weights; every tensor inside has one reader (Shape
 aside: a shape that others still need is computed from the new convolution).
+What `optimize` measures: each way to bring the input's channels together that is possible there.
 Safety: EXACT where weights only move; ROUNDING where they are combined (a scale, a mean, filters of one input summed).
 Source: DESIGN section 5; the form is what TensorFlow users wrote for ResNeXt.
 """
@@ -42,6 +43,7 @@ from rewriter import (
     Step,
     Var,
     bending,
+    check_way,
     closure,
     follow,
     interleave,
@@ -72,6 +74,9 @@ class DepthwiseSumToGrouped(Pass):
     def pattern(op: Op, x: Var, w: Var, b: Var) -> NodePattern:
         """A convolution with or without bias."""
         return op.Conv(x, w, maybe(b))
+
+    def check(self, settings: Settings) -> None:
+        check_way(settings["shuffle"], f"{self.name}.shuffle")
 
     def choices(self, graph: Graph, found: Match) -> tuple[Settings, ...]:
         chain = _recognise(graph, lift(graph.model, found.node))
@@ -177,6 +182,7 @@ def _emit(name: str, graph: Graph, site: ConvSite, found: Found, way: str) -> Re
     y = build.conv(site.node, x, weight, bias, grouped.group, None if tail or grouped.outputs is not None else output)
     conv_out = y
     if grouped.outputs is not None:
+        require(way != "none", f"its outputs need a channel shuffle, and {name}.shuffle is none", output)
         y = shuffle(build, y, grouped.outputs, "gather", sizes, None if tail else output)
     if tail:
         restore_layout(build, y, found.layout, sizes, output)
@@ -200,9 +206,6 @@ def _shuffled_input(
     build: Builder, graph: Graph, site: ConvSite, grouped: Grouped, way: str, region: frozenset[int]
 ) -> tuple[str, frozenset[int], str]:
     """The conv's input in the order its groups need, the nodes that took the shuffle in, and what does it."""
-    require(
-        way in ("auto", "producer", "gather", "reshape"), f"shuffle '{way}' is none of auto, producer, gather, reshape"
-    )
     if grouped.inputs is None:
         return site.x, frozenset(), ""
     return shuffled_input(build, graph, site.x, site.c, len(site.kernel) + 2, grouped.inputs, way, region)

@@ -85,8 +85,9 @@ class FuseSeparable(Pass):
         return op.Conv(x, w, maybe(b))
 
     def check(self, settings: Settings) -> None:
-        if settings["border"] not in ("refuse", "exact"):
-            raise BadInput(f"{self.name}.border '{settings['border']}' is none of refuse, exact.")
+        border = settings["border"]
+        if border not in ("refuse", "exact"):
+            raise BadInput(f"the setting {self.name}.border is '{border}': it must be one of refuse, exact.")
 
     def choices(self, graph: Graph, found: Match) -> tuple[Settings, ...]:
         """The default where the one costs at most twice what the several do."""

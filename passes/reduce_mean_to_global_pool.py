@@ -5,6 +5,7 @@
 
 Conditions: the axes are known and are 2, 3, … to the last; a convolution makes x or reads y (elementwise nodes may be
 between).  Any number of spatial axes from 1 on, any float type, sizes known or not.
+What `optimize` measures: each mean, at the convolution nearest to it.
 Safety: ROUNDING.  No weight takes part, and both are the mean of the same elements; but they may be added in another
 order, and one kernel divides by their number where the other multiplies by its reciprocal.
 Source: squeeze-and-excitation and classifier heads as PyTorch exports `x.mean((2, 3))`.  ONNX Runtime's blocked layout

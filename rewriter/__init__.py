@@ -29,6 +29,12 @@ if TYPE_CHECKING:
     from rewriter.between import dependents as dependents
     from rewriter.build import Builder as Builder
     from rewriter.census import nchwc_block as nchwc_block
+    from rewriter.channelflow import channel_components as channel_components
+    from rewriter.channels import Band as Band
+    from rewriter.channels import Channels as Channels
+    from rewriter.channels import Component as Component
+    from rewriter.channels import Link as Link
+    from rewriter.checks import check_one_of as check_one_of
     from rewriter.conv import ChannelMix as ChannelMix
     from rewriter.convmaps import conv_map as conv_map
     from rewriter.convmaps import full_window as full_window
@@ -36,6 +42,7 @@ if TYPE_CHECKING:
     from rewriter.convmaps import spatial_sizes as spatial_sizes
     from rewriter.convmaps import with_geometry as with_geometry
     from rewriter.delimit import closure as closure
+    from rewriter.delimit import closure_of_reads as closure_of_reads
     from rewriter.delimit import shape_readers as shape_readers
     from rewriter.emit import interleave as interleave
     from rewriter.emit import needs_layout as needs_layout
@@ -51,11 +58,29 @@ if TYPE_CHECKING:
     from rewriter.following import only_reader as only_reader
     from rewriter.following import why_other_shape as why_other_shape
     from rewriter.graph import Graph as Graph
+    from rewriter.grouping import asked_factor as asked_factor
+    from rewriter.grouping import grouped as grouped
+    from rewriter.grouping import in_parts as in_parts
+    from rewriter.grouping import in_place as in_place
+    from rewriter.grouping import parts_to_measure as parts_to_measure
+    from rewriter.grouping import require_few_zeros as require_few_zeros
+    from rewriter.joined import common_source as common_source
+    from rewriter.joined import joined_with as joined_with
+    from rewriter.layout_nodes import LayoutWalk as LayoutWalk
+    from rewriter.layout_nodes import is_simple as is_simple
+    from rewriter.layout_nodes import walk_layouts as walk_layouts
+    from rewriter.layout_pairs import LayoutPairs as LayoutPairs
+    from rewriter.layout_pairs import pairs_near as pairs_near
+    from rewriter.layout_pairs import transpose_order as transpose_order
     from rewriter.lifting import ConvSite as ConvSite
     from rewriter.lifting import convs as convs
     from rewriter.lifting import lift as lift
     from rewriter.match import Match as Match
+    from rewriter.neighbours import Neighbours as Neighbours
+    from rewriter.neighbours import neighbours_from as neighbours_from
     from rewriter.options import RunOptions as RunOptions
+    from rewriter.ordering import ORDERS as ORDERS
+    from rewriter.ordering import absorbing as absorbing
     from rewriter.pattern import NodePattern as NodePattern
     from rewriter.pattern import Op as Op
     from rewriter.pattern import Var as Var
@@ -64,7 +89,9 @@ if TYPE_CHECKING:
     from rewriter.per_channel import reach as reach
     from rewriter.proof import Layout as Layout
     from rewriter.proof import prove as prove
+    from rewriter.relabelling import relabel as relabel
     from rewriter.rule import Declined as Declined
+    from rewriter.rule import Deviation as Deviation
     from rewriter.rule import Rewrite as Rewrite
     from rewriter.rule import Safety as Safety
     from rewriter.rule import Settings as Settings
@@ -89,6 +116,7 @@ if TYPE_CHECKING:
     from rewriter.transposing import lift_transposed as lift_transposed
     from rewriter.views import View as View
     from rewriter.views import rewrite_run as rewrite_run
+    from rewriter.views import sampled as sampled
     from rewriter.views import unsqueeze as unsqueeze
     from rewriter.windows import same_attributes as same_attributes
     from rewriter.windows import strides_of as strides_of
@@ -103,27 +131,37 @@ _HOME = {
     "between": "dependents",
     "build": "Builder",
     "census": "nchwc_block",
+    "channelflow": "channel_components",
+    "channels": "Band Channels Component Link",
+    "checks": "check_one_of",
     "conv": "ChannelMix",
     "convmaps": "conv_map full_window on_axes spatial_sizes with_geometry",
-    "delimit": "closure shape_readers",
+    "delimit": "closure closure_of_reads shape_readers",
     "emit": "interleave needs_layout reissue_shape restore_layout shuffle",
     "errors": "BadInput Different NotVerified RewriterError",
     "fold": "fold_into_producer",
     "following": "element_type only_reader why_other_shape",
     "graph": "Graph",
+    "grouping": "asked_factor grouped in_parts in_place parts_to_measure require_few_zeros",
     "match": "Match",
     "pattern": "NodePattern Op Var maybe",
+    "joined": "common_source joined_with",
+    "layout_nodes": "LayoutWalk is_simple walk_layouts",
+    "layout_pairs": "LayoutPairs pairs_near transpose_order",
     "lifting": "ConvSite convs lift",
+    "neighbours": "Neighbours neighbours_from",
     "options": "RunOptions",
+    "ordering": "ORDERS absorbing",
     "per_channel": "nearest_conv reach",
     "proof": "Layout prove",
-    "rule": "Declined Rewrite Safety Settings require",
+    "relabelling": "relabel",
+    "rule": "Declined Deviation Rewrite Safety Settings require",
     "session": "Runtime",
     "stacks": "Stack axes_of shapes_of stack_at stack_before",
     "track": "Step bending follow may_reduce",
     "runs": "Run run_from",
     "transposing": "TransposedSite lift_transposed",
-    "views": "View rewrite_run unsqueeze",
+    "views": "View rewrite_run sampled unsqueeze",
     "selection": "Selection selections",
     "shuffling": "check_way shuffled_input",
     "windows": "same_attributes strides_of window_of with_window",

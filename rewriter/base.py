@@ -40,6 +40,10 @@ class Pass(ABC):
     def rewrite(self, graph: Graph, found: Match, settings: Settings) -> Rewrite:
         """The rewrite where the pattern fits; declines with `require`."""
 
+    def needed(self, settings: Settings) -> frozenset[str]:  # noqa: ARG002 - part of the interface
+        """What the user must allow for these settings; `settings` has a value for each default."""
+        return self.needs
+
     def check(self, settings: Settings) -> None:  # noqa: B027 - most passes take any value of the right type
         """Raise BadInput for settings that are wrong whatever the model; `settings` has a value for each default.
 
@@ -49,7 +53,8 @@ class Pass(ABC):
     def choices(self, graph: Graph, found: Match) -> tuple[Settings, ...]:  # noqa: ARG002 - part of the interface
         """The settings worth measuring there when the user leaves the choice to the machine; declines with `require`.
 
-        This, and what reasons say, is all that may depend on `graph.provider`.
+        Empty where the pass fits and no settings are worth it.  This, and what reasons say, is all that may depend on
+        `graph.provider`.
         """
         return ({},)
 

@@ -17,7 +17,8 @@ from rewriter.names import Names
 
 _INTEGER_CONSTANTS = 9
 """The first opset whose Constant may be of integers; before, float64 and a Cast hold every size."""
-_AXES_AS_INPUT = {"ReduceSum": 13, "Split": 13, "Squeeze": 13, "Unsqueeze": 13, "ReduceMean": 18}
+_BOUNDS = ("start", "stop", "axis")
+_AXES_AS_INPUT = {"ReduceSum": 13, "Split": 13, "Squeeze": 13, "Unsqueeze": 13, "ReduceMean": 18, "Slice": 10}
 
 
 class Builder:
@@ -40,6 +41,10 @@ class Builder:
         """The operator sets, (domain, version), that the new nodes need besides the default one."""
         used = any(contrib.is_fused_conv(node) for node in self.nodes)
         return ((contrib.DOMAIN, contrib.VERSION),) if used else ()
+
+    def fresh(self, wanted: str) -> str:
+        """A name that nothing has yet."""
+        return self._names.fresh(wanted)
 
     def constant(self, value: Array, hint: str) -> str:
         """A constant tensor: an initializer; up to IR version 3, where those must be graph inputs, a Constant node."""
@@ -186,6 +191,15 @@ class Builder:
     def gather(self, x: str, indices: Sequence[int] | Array, axis: int, hint: str, output: str | None = None) -> str:
         picks = self.constant(np.asarray(indices, np.int64), f"{hint}/indices")
         return self.node("Gather", [x, picks], hint, output, axis=axis)
+
+    def slice(self, x: str, start: int, stop: int, axis: int, hint: str, output: str | None = None) -> str:
+        """Slice of one axis; bounds are operands from opset 10 on."""
+        if self._model.opset < _AXES_AS_INPUT["Slice"]:
+            return self.node("Slice", [x], hint, output, starts=[start], ends=[stop], axes=[axis])
+        bounds = [
+            self.shape_constant([n], f"{hint}/{k}") for n, k in ((start, "start"), (stop, "stop"), (axis, "axis"))
+        ]
+        return self.node("Slice", [x, *bounds], hint, output)
 
     def sizes_of(self, x: str, axes: Sequence[int], hint: str) -> list[str]:
         """Run-time sizes of the tensor's axes, each a one-element int64 vector."""

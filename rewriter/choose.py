@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 
+from rewriter.activations import capture
 from rewriter.context import neighbourhood, signature
 from rewriter.graph import Graph
 from rewriter.model import Model
@@ -17,7 +18,7 @@ from rewriter.options import Feeds, RunOptions
 from rewriter.propose import Applied, merge, overlap
 from rewriter.region import boundary, extract
 from rewriter.rule import Attempt, Outcome
-from rewriter.session import SessionFailed, open_session, run
+from rewriter.session import SessionFailed
 from rewriter.timing import Contender, Timing, compare
 
 _BLOCK_SECONDS = 0.01
@@ -90,7 +91,8 @@ def choose(
     distinct: dict[str, Place] = {}
     for place in found:
         distinct.setdefault(place.key, place)
-    captured = _capture(graph.model, list(distinct.values()), feeds, options)
+    entering = {name for place in distinct.values() for name in place.entering}
+    (captured,) = capture(graph.model, entering - feeds.keys(), [feeds], options.runtime)
     measured: dict[str, list[Timing] | str | None] = {}
     counts = Counter(place.key for place in found)
     most_first = sorted(distinct.items(), key=lambda entry: -counts[entry[0]])
@@ -174,19 +176,6 @@ def _attempt(option: Applied, outcome: Outcome, reason: str, timing: Timing | No
     details = {} if timing is None else {"speedup": timing.speedup, "interval": timing.interval}
     made = option.rewrite
     return Attempt(option.step.rule.name, made.site, outcome, reason, summary=made.summary, details=details)
-
-
-def _capture(model: Model, found: Sequence[Place], feeds: Feeds, options: RunOptions) -> Feeds:
-    """Activations at every place's border, from one run of the whole model."""
-    names = {name for place in found for name in place.entering} - feeds.keys()
-    known = {name for name in feeds if name in {value.name for value in model.skeleton.graph.input}}
-    present = {value.name for value in model.outputs}
-    extra = [onnx.ValueInfoProto(name=name) for name in sorted(names - present)]
-    session = open_session(
-        model.with_outputs(extra).to_bytes(), options.runtime.plain().at("disable"), external_folder=model.folder
-    )
-    values = run(session, {name: feeds[name] for name in known}, sorted(names)) if names else {}
-    return {**feeds, **values}
 
 
 def _measure(model: Model, place: Place, captured: Feeds, options: RunOptions, seconds: float) -> list[Timing]:

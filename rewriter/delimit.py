@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 
+import onnx
+
 from rewriter.model import Model
 
 
@@ -26,6 +28,11 @@ def closure(model: Model, nodes: Iterable[int], needed: Collection[str]) -> froz
                 region.add(maker)
                 todo.append(maker)
     return frozenset(region)
+
+
+def closure_of_reads(model: Model, nodes: Iterable[int], added: Iterable[onnx.NodeProto]) -> frozenset[int]:
+    """The closure of nodes that others stand for."""
+    return closure(model, nodes, frozenset(name for node in added for name in node.input))
 
 
 def shape_readers(model: Model, tensor: str, region: frozenset[int]) -> list[int]:

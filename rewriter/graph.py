@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
+from rewriter.activations import Activations
 from rewriter.bindings import Binding, find_bindings
 from rewriter.model import Model
 from rewriter.providers import PROVIDERS, Provider
@@ -27,6 +28,8 @@ class Graph:
     model: Model
     given: Mapping[str, Shape] = field(default_factory=dict)
     provider: Provider = "cpu"
+    activations: Activations | None = None
+    """What its convolutions read on the user's inputs; only where a pass may approximate."""
 
     @property
     def widths(self) -> tuple[int, ...]:

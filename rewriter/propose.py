@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 
 import onnx
 
+from rewriter.activations import Activations
 from rewriter.base import Pass
 from rewriter.delimit import closure
 from rewriter.errors import BadInput
@@ -16,6 +17,8 @@ from rewriter.options import PERMITS
 from rewriter.providers import Provider
 from rewriter.rule import Attempt, Declined, Rewrite, Setting, Settings
 from rewriter.wiring import subgraphs
+
+_CONVS = frozenset({"Conv", "ConvTranspose"})
 
 
 @dataclass(frozen=True)
@@ -53,10 +56,11 @@ def refusal(graph: Graph, rule: Pass, node: int, no: Declined) -> Attempt:
     return Attempt(rule.name, site, "declined", _sentence(no.reason), no.where, no.matched)
 
 
-def check_allowed(rules: Iterable[Pass], allow: Collection[str]) -> None:
+def check_allowed(steps: Iterable[Step], allow: Collection[str]) -> None:
     """Raise BadInput for the first pass that lacks what it needs: whoever names it wants it."""
-    for rule in rules:
-        for name in sorted(rule.needs - set(allow)):
+    for step in steps:
+        rule = step.rule
+        for name in sorted(rule.needed({**rule.defaults, **step.settings}) - set(allow)):
             raise BadInput(
                 f"the pass {rule.name} needs --allow {name} (from Python: RunOptions(allow=frozenset({{'{name}'}}))), "
                 f"because {PERMITS[name]}."
@@ -78,7 +82,11 @@ def _sentence(reason: str) -> str:
 
 
 def sweep(
-    model: Model, step: Step, given: Mapping[str, tuple[int, ...]], provider: Provider = "cpu"
+    model: Model,
+    step: Step,
+    given: Mapping[str, tuple[int, ...]],
+    provider: Provider = "cpu",
+    activations: Activations | None = None,
 ) -> tuple[Model, list[Applied], list[Attempt]]:
     """Apply one step wherever it matches; the same on every `provider`, which only words the reasons not to.
 
@@ -88,7 +96,7 @@ def sweep(
     attempts: list[Attempt] = []
     waiting: set[str] | None = None
     while True:
-        graph = Graph(model, given, provider)
+        graph = Graph(model, given, provider, activations)
         chosen: list[Rewrite] = []
         late: set[str] = set()
         for node in step.rule.sites(graph):
@@ -134,7 +142,8 @@ def merge(rewrites: Sequence[Rewrite]) -> Edit:
     """One edit for rewrites that do not overlap."""
     inserted: dict[int, tuple[onnx.NodeProto, ...]] = {}
     for made in rewrites:
-        inserted[made.anchor] = inserted.get(made.anchor, ()) + made.added
+        for place, nodes in made.inserted.items():
+            inserted[place] = inserted.get(place, ()) + nodes
     removed = frozenset().union(*(made.removed for made in rewrites))
     tensors = tuple(tensor for made in rewrites for tensor in made.initializers)
     imports = tuple(dict.fromkeys(entry for made in rewrites for entry in made.imports))
@@ -159,9 +168,11 @@ def replay(applied: Sequence[Applied]) -> Callable[[onnx.ModelProto], onnx.Model
 def unreachable_sites(model: Model) -> list[Attempt]:
     """Convolutions that no pass is asked about, each with the reason: those in subgraphs and model-local functions."""
     found = [
-        Attempt("", node.name, "declined", "This Conv has no output: it computes nothing, and the model is invalid.")
+        Attempt(
+            "", node.name, "declined", f"This {node.op_type} has no output: it computes nothing, the model is invalid."
+        )
         for node in model.nodes
-        if node.op_type == "Conv" and not node.output
+        if node.op_type in _CONVS and not node.output
     ]
     found += [
         Attempt("", name, "declined", f"It is inside the subgraph of {owner}; only the main graph is rewritten.")
@@ -177,7 +188,7 @@ def unreachable_sites(model: Model) -> list[Attempt]:
                 f"It is inside the function {function.name}; only the main graph is rewritten.",
             )
             for node in function.node
-            if node.op_type == "Conv" and node.output
+            if node.op_type in _CONVS and node.output
         ]
     return found
 
@@ -186,7 +197,7 @@ def _inner_convs(node: onnx.NodeProto) -> list[tuple[str, str]]:
     found = []
     for graph in subgraphs(node):
         for inner in graph.node:
-            if inner.op_type == "Conv" and inner.output:
+            if inner.op_type in _CONVS and inner.output:
                 found.append((f"{node.op_type} '{node.output[0]}'", inner.output[0]))
             found += _inner_convs(inner)
     return found

@@ -148,7 +148,9 @@ def _candidates(
             except Declined as no:  # not asked with the defaults, which are for whoever measures nothing
                 declined.append(refusal(graph, rule, node, no))
                 continue
-            answers = [(variant, ask(graph, rule, node, {**fixed, **variant})) for variant in variants or ({},)]
+            if not variants:
+                declined.append(_idle(rule, start))
+            answers = [(variant, ask(graph, rule, node, {**fixed, **variant})) for variant in variants]
             made = [
                 Applied(Step(rule, {**fixed, **variant}), answer)
                 for variant, answer in answers
@@ -158,6 +160,12 @@ def _candidates(
             if made:
                 found.setdefault(start, []).extend(made)
     return _whole_forms(found, declined), declined
+
+
+def _idle(rule: Pass, start: str) -> Attempt:
+    """The pass fits there and has no settings to measure."""
+    reason = f"Nothing here is worth measuring for latency: ask for {rule.name} by name to have it anyway."
+    return Attempt(rule.name, start, "not_worth_it", reason, matched=1)
 
 
 def _whole_forms(found: Mapping[str, list[Applied]], declined: list[Attempt]) -> dict[str, list[Applied]]:

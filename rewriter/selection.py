@@ -37,18 +37,18 @@ def selections(graph: Graph, tensor: str, channels: int, rank: int) -> list[Sele
         if maker is None:
             return found
         node = graph.model.nodes[maker]
-        picked = _picked(graph, node, last.tensor, rank)
+        picked = picked_channels(graph, node, last.tensor, rank)
         if picked is None or picked[1].size != last.width:
             return found
         width, channels_of = picked
         found.append(Selection(node.input[0], width, channels_of[last.channels], (*last.nodes, maker)))
 
 
-_Picked = tuple[int, Ints]
+Picked = tuple[int, Ints]
 """How many channels the node's first input has, and which of them one of its outputs is."""
 
 
-def _picked(graph: Graph, node: onnx.NodeProto, tensor: str, rank: int) -> _Picked | None:
+def picked_channels(graph: Graph, node: onnx.NodeProto, tensor: str, rank: int) -> Picked | None:
     """None where it picks no channels, or not the same for every input."""
     if node.domain not in ("", "ai.onnx") or node.op_type not in ("Split", "Slice", "Gather", "Identity"):
         return None
@@ -65,7 +65,7 @@ def _picked(graph: Graph, node: onnx.NodeProto, tensor: str, rank: int) -> _Pick
             return None if whole is None else (whole, np.arange(whole))
 
 
-def _split(graph: Graph, node: onnx.NodeProto, tensor: str, rank: int, whole: int | None) -> _Picked | None:
+def _split(graph: Graph, node: onnx.NodeProto, tensor: str, rank: int, whole: int | None) -> Picked | None:
     axis, given = attribute(node, "axis"), attribute(node, "split")
     if (axis.i if axis else 0) % rank != _CHANNELS:
         return None
@@ -89,7 +89,7 @@ def _split(graph: Graph, node: onnx.NodeProto, tensor: str, rank: int, whole: in
     return sum(parts), np.arange(first, first + parts[at])
 
 
-def _slice(graph: Graph, node: onnx.NodeProto, rank: int, whole: int | None) -> _Picked | None:
+def _slice(graph: Graph, node: onnx.NodeProto, rank: int, whole: int | None) -> Picked | None:
     entries = {entry.name: np.asarray(entry.ints) for entry in node.attribute}
     if "starts" in entries:
         parts: list[Array | None] = [entries["starts"], entries["ends"], entries.get("axes"), None]
@@ -109,7 +109,7 @@ def _slice(graph: Graph, node: onnx.NodeProto, rank: int, whole: int | None) -> 
     return whole, np.arange(whole)[slice(starts[0], stop, step)]
 
 
-def _gather(graph: Graph, node: onnx.NodeProto, rank: int, whole: int | None) -> _Picked | None:
+def _gather(graph: Graph, node: onnx.NodeProto, rank: int, whole: int | None) -> Picked | None:
     axis, picks = attribute(node, "axis"), _value(graph, node, 1)
     if (axis.i if axis else 0) % rank != _CHANNELS or picks is None or picks.ndim != 1 or whole is None:
         return None

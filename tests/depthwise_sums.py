@@ -31,6 +31,7 @@ def plain(body: str = f"{SUM} {MERGE}", x: str = "float[N,8,5,5]", y: str = "y",
 
 
 def sizes(spec: GroupedConv) -> list[Sizes]:
+    """Shapes of x to run at: the specified one, and others where the model leaves them open."""
     shapes = [(spec.batch, spec.spatial)]
     if spec.shapes != "static":
         shapes.append((4, spec.spatial))

@@ -19,13 +19,13 @@ from onnx import ModelProto
 from onnx.reference import ReferenceEvaluator
 
 from models.emit import Array
+from reference_operators import OPERATORS
 from rewriter.base import Pass
 from rewriter.graph import Graph
 from rewriter.model import Model
 from rewriter.propose import Applied, Step, sweep
 from rewriter.registry import pass_named
 from rewriter.rule import Attempt, Rewrite, Safety, Settings
-from transposed_models import ConvTranspose
 from twins import feeds, float64_twin, integer_twin, text
 
 Source = ModelProto | bytes
@@ -147,7 +147,7 @@ def run(model: ModelProto, inputs: Mapping[str, Array], level: str) -> dict[str,
     """All outputs by name; ONNX's own evaluator stands in where ONNX Runtime has no convolution of that type."""
     names = [output.name for output in model.graph.output]
     if any(array.dtype in _ORT_HAS_NO_CONV for array in inputs.values()):
-        evaluator = ReferenceEvaluator(model, new_ops=[ConvTranspose])
+        evaluator = ReferenceEvaluator(model, new_ops=list(OPERATORS))
         return dict(zip(names, evaluator.run(names, dict(inputs)), strict=True))
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = LEVELS[level]

@@ -30,22 +30,31 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"report"}),  # what was found out, for people and programs
     frozenset({"propose", "equivalence", "timing"}),
     frozenset({"registry"}),  # finding the passes
+    frozenset({"grouping"}),  # what passes that give a convolution other groups have in common
     frozenset({"base"}),  # the base class of passes
-    frozenset({"match", "shuffling"}),  # where a pattern fits, a channel shuffle before a convolution
+    # where a pattern fits; a channel shuffle before a convolution, a channel order behind one
+    frozenset({"match", "ordering", "shuffling"}),
     frozenset({"views"}),  # a run of nodes in another layout
     frozenset({"runs"}),  # convolutions and what is around them, to be computed in another layout together
+    frozenset({"layout_pairs"}),  # changes of layout that undo each other
+    frozenset({"layout_nodes"}),  # what each node does to the layout
     frozenset({"alike"}),  # nodes that can be in a run
+    frozenset({"relabelling"}),  # channel components again, padded or permuted
     frozenset({"transposing"}),  # a ConvTranspose node as its map
-    frozenset({"absorb", "emit", "fold", "stacks"}),  # a conv map as nodes, a permutation into the producer's weights
+    frozenset({"neighbours"}),  # branches of a Concat that one convolution could compute
+    # a conv map as nodes, a permutation into the weights before or behind, the branches of a Concat
+    frozenset({"absorb", "emit", "fold", "joined", "stacks"}),
     frozenset({"proof"}),  # what was tracked, as a channel mix
     frozenset({"convmaps", "track"}),  # a Conv node with its geometry; what data movement and reductions do to channels
-    frozenset({"delimit", "following", "lifting"}),  # what a rewrite may remove, a Conv node as a conv map
+    frozenset(
+        {"channelflow", "delimit", "following", "lifting"}
+    ),  # what a rewrite may remove, a Conv node as a conv map
     frozenset({"affine", "selection", "windows"}),  # affine nodes, channels picked from a tensor, what a Conv looks at
-    frozenset({"between", "per_channel"}),  # nodes between two others; operators that keep channels apart
-    frozenset({"rule", "pattern", "conv"}),
+    frozenset({"between", "channels", "per_channel"}),  # nodes between two others; operators that keep channels apart
+    frozenset({"checks", "layouts", "rule", "pattern", "conv"}),
     frozenset({"graph"}),  # the model as passes see it
     frozenset({"build"}),  # new nodes
-    frozenset({"feeds"}),  # inputs to run with
+    frozenset({"feeds", "activations"}),  # inputs to run with, what tensors hold then
     frozenset({"bindings", "options"}),  # concrete input shapes, how to run
     frozenset({"exactness"}),  # whether a provider adds integers exactly
     frozenset({"census", "context", "region", "shapes"}),  # what ORT makes of a model; parts of a model; its shapes

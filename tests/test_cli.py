@@ -22,7 +22,7 @@ from rewriter import cli_options, providers, session
 from rewriter.cli import app, main
 from rewriter.equivalence import Audit
 from rewriter.errors import Different, NotVerified
-from rewriter.report.record import TimingRecord
+from timings import RECORD
 
 Captured = pytest.CaptureFixture[str]
 
@@ -241,23 +241,10 @@ def test_audit_tells_the_wrong_program_from_the_right_one(capsys: Captured) -> N
 
 def faster(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let `optimize` find what `rewrite` does, 2.41 times faster, without measuring."""
-    timing = TimingRecord(
-        provider="cpu",
-        threads=1,
-        speedup=2.412,
-        interval=(2.383, 2.442),
-        before_ms=24.12,
-        after_ms=10.0,
-        verdict="FASTER",
-        reason="",
-        pairs=11,
-        control_interval=(0.99, 1.01),
-        smallest_effect=0.01,
-    )
 
     def optimize(model: Path, options: Any, **_asked: Any) -> rewriter.api.Result:
         made = rewriter.api.rewrite(model, ["regroup"], options)
-        return rewriter.api.Result(made.rewritten, made.report.model_copy(update={"timing": timing}))
+        return rewriter.api.Result(made.rewritten, made.report.model_copy(update={"timing": RECORD}))
 
     monkeypatch.setattr(rewriter.api, "optimize", optimize)
 

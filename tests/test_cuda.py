@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, numpy_helper
 
 import rewriter.choose
 import rewriter.engine
@@ -30,7 +29,7 @@ from rewriter.equivalence import AuditOptions
 from rewriter.registry import all_passes
 from rewriter.timing import Latency
 from test_equivalence import wrong_folds, wrong_graphs, wrong_weights
-from test_equivalence.nets import audited, net
+from test_equivalence.nets import audited, half, net
 from test_equivalence.wrong_cases import CASES
 
 WRONG = (wrong_weights, wrong_graphs, wrong_folds)  # importing them fills CASES
@@ -43,17 +42,6 @@ def cuda(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Run
     if request.param == "stand-in":
         fake_cuda(monkeypatch)
     return Runtime("cuda")
-
-
-def half(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model with float16 in place of float32."""
-    made = onnx.ModelProto()
-    made.CopyFrom(model)
-    for tensor in made.graph.initializer:
-        tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float16), tensor.name))
-    for value in (*made.graph.input, *made.graph.output):
-        value.type.tensor_type.elem_type = TensorProto.FLOAT16
-    return made
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import inspect
 import random
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cache
+from itertools import product
 from typing import get_args
 
 import numpy as np
@@ -15,24 +17,30 @@ from onnx import ModelProto, helper, numpy_helper
 
 from branch_models import BRANCHED, EXACT_ON_INTEGERS, branch_models
 from funnel import Sizes, check, check_leftovers, declines
+from layout_models import PAIRED, layout_models
 from models.grouped import GroupedConv, grouped_conv_model
 from models.grouped_spec import Form, Weights
 from models.resnext import ResNeXt, ResNeXtForm, resnext_model
 from models.sample import draw_spec
 from ranked_models import RANKED, ranked_models
 from rewriter import Pass, Safety
+from rewriter.engine import rewrite
+from rewriter.errors import BadInput
 from rewriter.graph import Graph
 from rewriter.model import Model
+from rewriter.options import RunOptions
 from rewriter.propose import Step, ask, merge, parse_settings, sweep
 from rewriter.providers import PROVIDERS, Provider
 from rewriter.registry import all_passes
 from rewriter.rule import Attempt, Declined, Rewrite, Settings
 from separable_models import separable_models
+from small_networks import networks
 from stacked_models import APART, stacked_models
 from transposed_models import TRANSPOSED, transposed_models
 
 # What each pass is tried with besides its defaults; the block keeps the tests the same on every machine.
 SETTINGS: dict[str, tuple[Settings, ...]] = {
+    "cancel-layout-pairs": ({},),
     "conv1d-to-conv2d": ({}, {"axis": "h"}),
     "conv3d-to-conv2d": ({}, {"kind": "temporal"}),
     "dense-to-grouped": ({}, {"shuffle": "none"}),
@@ -45,6 +53,7 @@ SETTINGS: dict[str, tuple[Settings, ...]] = {
     "merge-multiplier": ({}, {"order": "shuffle"}),
     "merge-split-groups": ({}, {"fill": "groups"}, {"parallel": True}),
     "merge-transposed": ({},),
+    "pad-channels": ({"block": 8}, {"block": 16}, {"block": 8, "multiple": 8}),
     "reduce-mean-to-global-pool": ({},),
     "regroup": ({"block": 8}, {"block": 16}, {"groups": 1}, {"groups": 2}),
     "regroup-transposed": ({}, {"groups": 2}),
@@ -54,7 +63,7 @@ SETTINGS: dict[str, tuple[Settings, ...]] = {
     "split-transposed": ({},),
     "sum-of-stack": ({},),
 }
-ELSEWHERE = APART | BRANCHED | RANKED | TRANSPOSED  # passes that have models of their own
+ELSEWHERE = APART | BRANCHED | PAIRED | RANKED | TRANSPOSED  # passes that have models of their own
 RANK = [Safety.EXACT, Safety.FINITE, Safety.ROUNDING, Safety.APPROXIMATE]
 
 
@@ -102,8 +111,11 @@ def _small_models() -> Iterator[Small]:
     for name, proto in transposed_models().items():
         sizes = ({"x": (1, 8, 7, 9)}, {"x": (3, 8, 7, 9)})
         yield Small(name, proto.SerializeToString(deterministic=True), sizes)
-    for name, (proto, sizes) in ranked_models().items():
+    for name, (proto, sizes) in (ranked_models() | layout_models()).items():
         yield Small(name, proto.SerializeToString(deterministic=True), sizes)
+    for name, (proto, side) in networks().items():
+        sizes = ({"input": (2, 3, side, side)},)
+        yield Small(name, proto.SerializeToString(deterministic=True), sizes, integers=False)
 
 
 NAMES = [f"resnext {form}" for form in get_args(ResNeXtForm)]
@@ -112,7 +124,8 @@ NAMES += list(separable_models())
 NAMES += list(stacked_models())
 NAMES += list(branch_models())
 NAMES += list(transposed_models())
-NAMES += list(ranked_models())
+NAMES += list(ranked_models() | layout_models())
+NAMES += list(networks())
 CASES = [(name, settings) for name, variants in SETTINGS.items() for settings in variants]
 
 
@@ -163,7 +176,7 @@ def test_one_rewrite_alone_leaves_nothing_behind_in_a_stack(rule: str) -> None:
     """The same of passes for several branches, each on the models that it applies to."""
     made = []
     several = stacked_models() | branch_models() | transposed_models()
-    for proto in [*several.values(), *(model for model, _ in ranked_models().values())]:
+    for proto in [*several.values(), *(model for model, _ in (ranked_models() | layout_models()).values())]:
         model = Model.load(proto)
         for node in all_passes()[rule].sites(Graph(model)):
             answer = ask(Graph(model), all_passes()[rule], node, {})
@@ -211,13 +224,11 @@ def before_it(model: ModelProto, weights: Weights) -> ModelProto:
 
 def test_every_pass_applies_somewhere_and_declines_somewhere() -> None:
     for name, variants in SETTINGS.items():
-        results = [
-            bool(sweep(Model.load(small.bytes), Step(all_passes()[name], settings), {})[1])
-            for small in small_models().values()
-            for settings in variants
-        ]
-        assert True in results, name
-        assert False in results, name
+        results: set[bool] = set()
+        for small, settings in product(small_models().values(), variants):
+            if len(results) < 2:
+                results.add(bool(sweep(Model.load(small.bytes), Step(all_passes()[name], settings), {})[1]))
+        assert results == {False, True}, name
 
 
 @pytest.mark.parametrize("provider", PROVIDERS)
@@ -290,13 +301,42 @@ def test_a_pass_documents_itself(rule: Pass) -> None:
     assert module is not None
     text = module.__doc__ or ""
     assert text.startswith(f"{rule.name}: ")
-    for part in ("y", "Conditions:", "Safety:", "Source:"):
+    for part in ("y", "Conditions:", "What `optimize` measures:", "Safety:", "Source:"):
         assert part in text, f"{rule.name} does not say its {part}"
     assert rule.safety.name in text
     for key in rule.defaults:
         assert f"`{key}`" in text, f"{rule.name} does not document its setting {key}"
     assert module.__name__.rpartition(".")[2] == rule.name.replace("-", "_")
     assert vars(rule) == {}, "passes keep no state"
+
+
+STRINGS = [(rule, key) for rule in all_passes().values() for key, value in rule.defaults.items() if type(value) is str]
+
+
+@pytest.mark.parametrize(("rule", "key"), STRINGS, ids=lambda part: getattr(part, "name", part))
+def test_a_word_that_is_none_of_a_setting_s_is_refused_before_any_work(rule: Pass, key: str) -> None:
+    """And every word that is refused by is one that the docstring has."""
+    with pytest.raises(BadInput) as refused:
+        rule.check({**rule.defaults, key: "bogus"})
+    said = str(refused.value)
+    assert f"{rule.name}.{key}" in said
+    assert "'bogus'" in said
+    words = re.findall(r"[\w-]+", re.split("must be one of |is none of ", said)[-1])
+    assert str(rule.defaults[key]) in words
+    documented = inspect.getmodule(type(rule)).__doc__ or ""
+    for word in words:
+        rule.check({**rule.defaults, key: word})
+        assert word in documented
+    original = small_models()["grouped 0"].bytes
+    with pytest.raises(BadInput, match="bogus"):
+        rewrite(Model.load(original), [Step(rule, {key: "bogus"})], RunOptions(allow=rule.needs))
+
+
+@pytest.mark.parametrize("name", ["regroup", "regroup-transposed"])
+def test_two_ways_to_say_how_many_groups_are_refused(name: str) -> None:
+    rule = all_passes()[name]
+    with pytest.raises(BadInput, match=rf"both {name}\.factor and {name}\.groups are set: set one\."):
+        rule.check({**rule.defaults, "factor": 2, "groups": 2})
 
 
 def test_settings_are_those_a_pass_has() -> None:

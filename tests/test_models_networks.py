@@ -25,18 +25,8 @@ from models.signal import FUNCTIONS, Signal, activated, convolved, filters, larg
 from models.spec import Spec
 from models.xception import Xception
 from models.zoo.refill import FOLDER
+from small_networks import SMALL
 
-SMALL: tuple[Spec, ...] = (
-    AlexNet(image=99, width=0.125, classes=10),
-    MixNetS(image=64, width=0.5, classes=10),
-    MobileNetV1(image=32, width=0.25, classes=10),
-    MobileNetV2(image=32, width=0.25, classes=10),
-    RegNetX(image=64, width=0.25, blocks=(1, 2, 3, 3), classes=10),
-    RegNetY(image=64, width=0.25, blocks=(1, 2, 3, 3), classes=10),
-    ShuffleNetV1(image=32, width=0.5, classes=10),
-    ShuffleNetV2(image=32, width=0.25, classes=10),
-    Xception(image=64, width=0.25, blocks=(2,), classes=10),
-)
 # Where the exports of the zoo have the same network: convolutions of the same shapes, groups and strides.
 EXPORTS = {
     MobileNetV1: "keras_mobilenet",

@@ -12,23 +12,10 @@ import pytest
 from rewriter.choose import Place, _decide
 from rewriter.equivalence.records import Audit, CrossAudit, OutputAudit, RegionAudit, Verdict, failed, passed
 from rewriter.report import text, text_audit
-from rewriter.report.record import AttemptRecord, FileRecord, Report, TimingRecord
+from rewriter.report.record import AttemptRecord, FileRecord, Report
 from rewriter.report.text import Table
 from rewriter.timing import Timing
-
-TIMING = TimingRecord(
-    provider="cpu",
-    threads=1,
-    speedup=2.412,
-    interval=(2.383, 2.442),
-    before_ms=24.12,
-    after_ms=10.0,
-    verdict="FASTER",
-    reason="",
-    pairs=11,
-    control_interval=(0.99, 1.01),
-    smallest_effect=0.01,
-)
+from timings import RECORD
 
 
 def attempt(outcome: Any, reason: str, site: str = "y", name: str = "regroup", **more: Any) -> AttemptRecord:
@@ -43,7 +30,7 @@ def report(**changed: Any) -> Report:
         "reason": "All is well.",
         "changed": True,
         "attempts": (attempt("accepted", "a", "y1", summary="s"), attempt("accepted", "a", "y2", summary="s")),
-        "timing": TIMING,
+        "timing": RECORD,
         "audit": None,
         "before": FileRecord(path="a.onnx", sha256="0", bytes=1999, nodes=5, ops={"Conv": 2, "Relu": 1, "Add": 2}),
         "after": FileRecord(path=None, sha256="1", bytes=2_500_000, nodes=3, ops={"Conv": 2, "Relu": 1}),
@@ -61,7 +48,7 @@ def report(**changed: Any) -> Report:
         ({}, "EQUIVALENT | 2 rewrites | 2.41x faster (2.38 to 2.44) at 1 thread | FATE"),
         ({"timing": None}, "EQUIVALENT | 2 rewrites | FATE"),
         (
-            {"timing": TIMING.model_copy(update={"threads": 0, "interval": None})},
+            {"timing": RECORD.model_copy(update={"threads": 0, "interval": None})},
             "EQUIVALENT | 2 rewrites | 2.41x faster at ONNX Runtime's default threads | FATE",
         ),
         ({"changed": False, "attempts": ()}, "UNCHANGED | All is well | FATE"),
@@ -232,7 +219,7 @@ def test_the_last_line_of_a_cross_audit_says_which_model_is_meant() -> None:
 
 
 def test_optimize_says_how_a_device_was_timed() -> None:
-    plain = TIMING.model_copy(update={"provider": "cuda", "bound": True, "device": "NVIDIA H200"})
+    plain = RECORD.model_copy(update={"provider": "cuda", "bound": True, "device": "NVIDIA H200"})
     told = text.report_blocks(report(timing=plain), verbose=False)
     assert any("Timed on NVIDIA H200, without a CUDA graph" in str(block) for block in told)
     assert "Clocks: the device does not tell them." in told

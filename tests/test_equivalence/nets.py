@@ -55,6 +55,17 @@ def net(
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
 
 
+def half(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with float16 in place of float32."""
+    made = onnx.ModelProto()
+    made.CopyFrom(model)
+    for tensor in made.graph.initializer:
+        tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float16), tensor.name))
+    for value in (*made.graph.input, *made.graph.output):
+        value.type.tensor_type.elem_type = TensorProto.FLOAT16
+    return made
+
+
 def chain(
     nodes: Sequence[onnx.NodeProto], weights: dict[str, Array], x: Sequence[int | str], opset: int = 17
 ) -> onnx.ModelProto:

@@ -15,22 +15,11 @@ from rewriter import BadInput, NotVerified, RunOptions, cross_audit
 from rewriter.equivalence import Audit, AuditOptions, audit, cross
 from rewriter.model import Model
 from rewriter.session import Runtime
-from test_equivalence.nets import audited, net
+from test_equivalence.nets import audited, half, net
 from test_equivalence.rewrites import regrouped
 
 CPU = Runtime()
 Array = np.ndarray[Any, Any]
-
-
-def half(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model with float16 in place of float32."""
-    made = onnx.ModelProto()
-    made.CopyFrom(model)
-    for tensor in made.graph.initializer:
-        tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float16), tensor.name))
-    for value in (*made.graph.input, *made.graph.output):
-        value.type.tensor_type.elem_type = TensorProto.FLOAT16
-    return made
 
 
 def crossed(model: onnx.ModelProto, second: Runtime = CUDA) -> Audit:
