@@ -11,6 +11,7 @@ from rewriter.constants import is_constant
 from rewriter.model import Model
 
 _UP, _DOWN = 6, 8  # nodes to walk at most, each way
+_JOINS = 1  # residual additions to walk through: beyond, equal blocks would differ by how many come behind them
 
 
 def neighbourhood(model: Model, region: Iterable[int]) -> frozenset[int]:
@@ -45,15 +46,24 @@ def _walk_up(model: Model, tensor: str, chosen: set[int]) -> None:
 
 
 def _walk_down(model: Model, tensor: str, chosen: set[int]) -> None:
-    todo = [(tensor, 0)]
+    todo = [(tensor, 0, 0)]
     while todo:
-        name, depth = todo.pop()
+        name, depth, joins = todo.pop()
         for reader in model.wiring.readers(name):
             if reader in chosen or depth >= _DOWN:
                 continue
+            node = model.nodes[reader]
+            here = joins + _joins(model, node)
+            if here > _JOINS:
+                continue
             chosen.add(reader)
-            if model.nodes[reader].op_type != "Conv":
-                todo += [(output, depth + 1) for output in model.nodes[reader].output]
+            if node.op_type != "Conv":
+                todo += [(output, depth + 1, here) for output in node.output]
+
+
+def _joins(model: Model, node: onnx.NodeProto) -> bool:
+    """Whether a node brings several tensors together."""
+    return sum(bool(name) and not is_constant(model, name) for name in node.input) > 1
 
 
 def signature(part: onnx.ModelProto) -> str:
