@@ -38,6 +38,12 @@ from rewriter.conv.types import Floats
 
 _CHUNK = 1 << 23
 """Elements of a product of moments that are held at once."""
+_HOPELESS = 3.0
+"""Times the error allowed: what least squares does not make up for where the singular values foresee more."""
+_VAGUE = 0.01
+"""What singular values foresee below this says nothing: the ridge shows, and what only one side's moments know."""
+_COARSE = 32
+"""Ranks above this many are not told apart one by one."""
 _RIDGE = 1e-9
 """Part of a moment matrix's mean diagonal that is added to it: few inputs leave it singular."""
 
@@ -103,18 +109,25 @@ def _full_rank(conv: ConvMap, way: Way, most: int) -> int:
 
 
 def _smallest(factors: _Factors, limit: int, most_error: float) -> Approximation | float:
-    """The split of the smallest rank within the error; or the error of the largest rank."""
+    """The split of the smallest rank within the error (high ranks to 3 %); or the error of the largest rank.
+
+    Each try is a least-squares problem: the singular values say where to begin, and where not to.
+    """
+    if factors.foreseen[limit - 1] > _HOPELESS * max(most_error, _VAGUE):
+        return float(factors.foreseen[limit - 1])
     best = factors.at(limit)
     if best is None or not max(best.error, best.held_error) <= most_error:
         return float("inf") if best is None else max(best.error, best.held_error)
     low, high = 0, limit  # the error of `high` is within, that of `low` is not
-    while high - low > 1:
-        middle = (low + high) // 2
+    middle = int(np.searchsorted(-factors.foreseen, -most_error)) + 1
+    while high - low > max(1, high // _COARSE):
+        middle = middle if low < middle < high else (low + high) // 2
         tried = factors.at(middle)
         if tried is not None and max(tried.error, tried.held_error) <= most_error:
             best, high = tried, middle
         else:
             low = middle
+        middle = 0
     return best
 
 
@@ -126,7 +139,9 @@ class _Factors:
         self.sizes = [energy(conv.weight, conv.bias, part) for part in (seen.all, seen.held)]
         self.moments = _blocks(conv, way, seen.fitted.shrunk())  # [G, J, p, B, J, p, B]
         self.stack = stack_of(conv, way)
-        self.left = _leading(self.stack, self.moments)
+        self.left, values = _leading(self.stack, self.moments)
+        self.foreseen = np.sqrt(np.maximum(1 - np.cumsum(values) / max(values.sum(), np.finfo(float).tiny), 0.0))
+        """The relative error of each rank, from 1 on, as far as the two sides' moments tell."""
 
     def at(self, rank: int) -> Approximation | None:
         """The split of this rank; None where its weights do not fit into their type."""
@@ -207,11 +222,14 @@ def _blocks(conv: ConvMap, way: Way, second: Floats) -> Floats:
     return np.ascontiguousarray(second.reshape(sizes).transpose(order)).reshape(g, j, p, b, j, p, b)
 
 
-def _leading(stack: Floats, blocks: Floats) -> Floats:
-    """First sides `[n, p, min(p, q)]` of the weighted decomposition, the most important column first."""
+def _leading(stack: Floats, blocks: Floats) -> tuple[Floats, Floats]:
+    """First sides `[n, p, min(p, q)]` of the weighted decomposition, the most important column first.
+
+    With them the squares of its singular values `[min(p, q)]`, of all matrices together.
+    """
     rows = np.einsum("gjpbjPb->gjpP", blocks).reshape(-1, *blocks.shape[2:3] * 2)
     places = np.einsum("gjpbjpB->gjbB", blocks).reshape(-1, *blocks.shape[3:4] * 2)
-    found = []
+    found, values = [], np.zeros(min(stack.shape[1:]))
     for number, matrix in enumerate(stack):
         which = number * len(rows) // len(stack)  # several output channels read one group
         place, row = _ridged(places[which]), _ridged(rows[which])
@@ -220,12 +238,13 @@ def _leading(stack: Floats, blocks: Floats) -> Floats:
         if p <= q:
             root = np.linalg.cholesky(row)
             inner = root.T @ weighted
-            _, vectors = np.linalg.eigh(inner @ inner.T)
+            squares, vectors = np.linalg.eigh(inner @ inner.T)
             found.append(np.linalg.solve(root.T, vectors[:, ::-1]))
         else:
-            _, vectors = np.linalg.eigh(weighted.T @ (row @ weighted))
+            squares, vectors = np.linalg.eigh(weighted.T @ (row @ weighted))
             found.append(weighted @ vectors[:, ::-1])
-    return np.stack(found)
+        values += np.maximum(squares[::-1], 0.0)
+    return np.stack(found), values
 
 
 def _ridged(matrix: Floats) -> Floats:
