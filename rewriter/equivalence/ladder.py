@@ -135,6 +135,12 @@ def _climb(pair: _Pair, options: AuditOptions, rerun: Rerun | None, tell: Progre
     tell("whole model", 0, 1)
     products = max((static.products for static in statics), default=0)
     proven = bool(statics) and all(static.result.outcome == "pass" for static in statics)
+    whole.certified = frozenset(
+        name
+        for region, static, found in zip(regions, statics, levels, strict=True)
+        if static.result.outcome == "pass" and found[-1].outcome == "pass" and found[-1].figures.get("certified")
+        for name in region.outputs
+    )
     whole_level, outputs = whole.compare(max(units, default=0.0), products, finite=finite, proven=proven)
     blind = _blind(before, bindings, regions, levels, whole, options)
     records = [
