@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Final
 
+import numpy as np
+
 from rewriter.constants import Array
 from rewriter.equivalence.exact import Exchange
 from rewriter.equivalence.numeric import mismatch
@@ -27,9 +29,20 @@ NOT_EXACT: Final = not_applicable("L2", "Not applicable: it only has to approxim
 
 
 def allowed_error(region: Region, diff: Diff, options: AuditOptions) -> float | None:
-    """The largest relative error allowed anywhere in a region; None where it has to be equivalent."""
-    made = {name for index in region.after for name in diff.after.model.nodes[index].output}
-    return max((options.approximated[name] for name in made & options.approximated.keys()), default=None)
+    """The largest relative error allowed in a region; None where it has to be equivalent.
+
+    Every tensor that is made there must be named: what else came into the region is not to hide behind it.
+    """
+    side = diff.after
+    made = {
+        name
+        for index in region.after
+        for name in side.model.nodes[index].output
+        if name and not side.constant(name) and side.bound.value(name) is None
+    }
+    if not made or not made <= options.approximated.keys():
+        return None
+    return max(options.approximated[name] for name in made)
 
 
 def approximation_reason(off: Sequence[RegionAudit], total: int, whole: LevelResult) -> str:
@@ -39,7 +52,7 @@ def approximation_reason(off: Sequence[RegionAudit], total: int, whole: LevelRes
     others = "" if len(off) == total else f", and {total - len(off)} equivalent"
     one, all_of_them = len(off) == 1, len(off) == total
     count = "The region that differs" if total == 1 else f"{f'All {total}' if all_of_them else len(off)} regions"
-    subject = f"{count} {'is an approximation' if one else 'are approximations'}"
+    subject = f"{count} {'is an approximation' if one else 'are approximations'}".replace("1 regions", "1 region")
     return f"{subject}, off by up to {largest:.3g} on the inputs given{others}. {whole.detail}"
 
 
@@ -62,13 +75,18 @@ def compare_approximately(exchange: Exchange, captured: Sequence[Mapping[str, Ar
         return failed("L3", f"The rewritten region does not run: {problem}")
     largest = 0.0
     for name in old[0]:
+        if not any(
+            np.isfinite(found[name]).any() and found[name].any() for found in old if found[name].dtype.kind == "f"
+        ):
+            return not_applicable("L3", f"Not applicable: '{name}' is zero, empty or not finite on the inputs given.")
         for found in new:
             pairs = [(left[name], right[name]) for left, right in zip(old, found, strict=True)]
             for (left, right), control in zip(pairs, again, strict=True):
                 clause = mismatch(left, right, control[name])
                 if clause:
                     return failed("L3", f"On captured activations, '{name}' {clause}.")
-            largest = max(largest, relative_error(pairs))
+            error = relative_error(pairs)
+            largest = error if np.isnan(error) else max(largest, error)
     figures = {"runs": len(captured), "error": largest, "allowed": allowed}
     if not largest <= allowed * (1 + _MARGIN):
         return failed(

@@ -176,7 +176,7 @@ def _matrices(
     totals = tuple(np.zeros((channels, sources.size)) for _ in range(3))
     coef = np.ones(mix.channel.shape) if mix.coef is None else mix.coef
     for number, stage in enumerate(inner):
-        if tap not in stage.taps:
+        if tap not in stage.taps or not (mix.stage == number).any():
             continue
         at = stage.taps.index(tap)
         live = stage.sources >= 0

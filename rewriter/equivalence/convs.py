@@ -54,6 +54,8 @@ class ConvUse:
     """`[M, C/G, *K]`: products summed in each weight, where these were computed; 0: none, the weight is not there."""
     magnitude: Floats | None = None
     """The same: Σ|·| of the products."""
+    skips: bool = False
+    """Whether it was composed of convolutions with weights of zero: an infinity would show there, here it does not."""
     upsampling: Shape = ()
     """Of a ConvTranspose, its strides: the input is read as if it had this less one zeros between its elements.
 
@@ -257,12 +259,14 @@ def _composed(
     for at, conv in enumerate(inner):
         mine = (picked >= conv.first) & (picked < conv.first + conv.weight.shape[0])
         number[mine], within[mine] = at, picked[mine] - conv.first
-    if any(not np.array_equal(conv.grid, inner[0].grid) for conv in inner):
+    # Others of the family only have outputs of the same size.
+    grids = [conv.grid for at, conv in enumerate(inner) if (number == at).any()] or [inner[0].grid]
+    if any(not np.array_equal(grid, grids[0]) for grid in grids):
         raise Unsupported(f"the convolutions behind {where} read their inputs in different spatial orders")
     relative = tuple(pad + crop for pad, crop in zip(geometry.begin, cropped, strict=True))
     outer = Stage(weight, geometry.group, geometry.strides, geometry.dilations, relative, picked[:, 0])
     family, first = member
-    sizes = inner[0].grid.shape[1:], middle.grid[1:], family.grid[1:]
+    sizes = grids[0].shape[1:], middle.grid[1:], family.grid[1:]
     made = compose(outer, [conv.stage for conv in inner], Mix(number, within, coef), sizes)
     return ConvUse(
         node.output[0],
@@ -273,11 +277,12 @@ def _composed(
         made.dilations,
         made.pads,
         made.sources,
-        inner[0].grid,
+        grids[0],
         family,
         first,
         made.terms,
         made.magnitude,
+        not weight.all() or any(conv.skips or not conv.weight.all() for conv in inner),
     )
 
 

@@ -246,6 +246,9 @@ def _compare_rerun(exchange: Exchange, bits: int, rerun: Rerun) -> LevelResult:
             return not_applicable("L2", f"Not applicable: the rewrite does not apply to integer weights ({error}).")
         if [node.op_type for node in new_model.graph.node] == [node.op_type for node in old_model.graph.node]:
             return not_applicable("L2", "Not applicable: the rewrite leaves the re-weighted region as it is.")
+        made = cut_of(new_model).weights.values()
+        if any(value.size and (value != np.rint(value)).any() for value in made):
+            return not_exact("L2", "Not exact here: of integer weights the rewrite makes some that are none.")
         chosen = draws[: max(2, len(draws) // len(seeds))]
         problem = _rerun_differs(exchange, (old_model, new_model), chosen, oracle(chosen[0].feeds(), weights))
         if problem:

@@ -49,6 +49,8 @@ class Tally:
     rounded: int = 0
     merged: int = 0
     """Entries that one side computes of more products than the other, whether the result is rounded or not."""
+    skipped: bool = False
+    """Whether convolutions were composed that multiply zeros: an infinity there would show, the composed weight not."""
     products: int = 0
     """Most products that one output element sums, on either side."""
     worst: float = 0.0
@@ -62,6 +64,7 @@ class Tally:
         self.combined += other.combined
         self.rounded += other.rounded
         self.merged += other.merged
+        self.skipped |= other.skipped
         self.products = max(self.products, other.products)
         self.worst = max(self.worst, other.worst)
 

@@ -30,6 +30,7 @@ from rewriter.equivalence.parts import (
     elements,
     entering,
     problem_of,
+    reached,
     silent,
     single_precision,
 )
@@ -110,7 +111,7 @@ def _climb(pair: _Pair, options: AuditOptions, rerun: Rerun | None, tell: Progre
     diffs = [Diff(before, after, (found.bound, bind(after, found.shapes))) for found in bindings]
     parts = diffs[0].regions()
     whole = Whole(before, after, options.runtime, captures(before, diffs[0].before, parts))
-    whole.approximate = bool(options.approximated)
+    whole.approximate = reached(after, options.approximated)
     tell("runs of the original", 0, 1)
     large = any(elements(region, diff) > LARGE for region in parts for diff in diffs)
     whole.run_original(trials(before, bindings, options), defer=large)
@@ -184,7 +185,7 @@ def _static(
         tell("static comparison", number, len(regions))
         approximate = allowed_error(region, diffs[0], options) is not None
         statics.append(UNPROVEN if approximate else compare_static(region, pairs, operators))
-    if any(static.result.outcome == "fail" for static in statics):
+    if any(static.result.outcome == "fail" for static in statics) and not options.approximated:
         larger = diffs[0].regions(meet=False)
         if larger != regions:
             others = [compare_static(region, pairs, operators) for region in larger]

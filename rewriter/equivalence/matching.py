@@ -34,6 +34,8 @@ BINARY: Final = frozenset({"Mul", "Div", "Max", "Min"})
 """Elementwise operators that are not linear where two operands are known only at run time."""
 PER_CHANNEL: Final = frozenset({"MaxPool", "AveragePool", "GlobalMaxPool"})
 """Operators that treat every channel of `[N, C, *S]` alike and by itself: they keep a permutation of channels."""
+_POLES: Final = frozenset({"Reciprocal", "Div", "Sqrt", "Exp"})
+"""Operators that are not finite wherever what they read is: of a channel that the other side lacks that would show."""
 _MEANS: Final = frozenset({"GlobalAveragePool", "ReduceMean"})
 _AVERAGES_ANEW: Final = 19
 _MOST_ORDERS: Final = 6
@@ -171,19 +173,33 @@ def pair(old: Evaluation, new: Evaluation, first: int, same: Same, permuted: Per
         pairs += 1
         output = new.side.model.nodes[partner].output[0]
         shape, other = old.shape(node.output[0]), new.shape(output)
-        symbols = np.arange(first, first + math.prod(shape))
-        first += symbols.size
-        old.give(node.output[0], Form(symbols.reshape(*shape, 1)))
         here, there = placed(shape, other)
-        moved = np.arange(first, first + math.prod(other))  # what has no counterpart is a symbol of its own
-        first += moved.size if there.size < moved.size else 0
-        moved[there] = symbols[here]
-        new.give(output, Form(moved.reshape(*other, 1)))
+        if there.size < math.prod(other) and node.op_type in _POLES:
+            raise Unsupported(f"{node.op_type} '{output}' has channels of its own, which need not be finite")
+        symbols = _symbols(first, (shape, here), (other, there))
+        first += max(math.prod(shape), math.prod(other))
+        old.give(node.output[0], Form(symbols[0].reshape(*shape, 1)))
+        new.give(output, Form(symbols[1].reshape(*other, 1)))
     for index in left:
         node = new.side.model.nodes[index]
         if not _is_optional(new.side, node):
             raise Unsupported(f"{node.op_type} '{node.output[0]}' has no counterpart in the original")
     return pairs
+
+
+def _symbols(first: int, one: tuple[Shape, Integers], other: tuple[Shape, Integers]) -> tuple[Integers, Integers]:
+    """Symbols of the two sides' elements, those at the places given in common; the larger side's are in a row.
+
+    A convolution reads whole channels: they must stay a batch's stride apart.  What has no counterpart is a symbol of
+    its own.
+    """
+    (shape, here), (wider, there) = one, other
+    if math.prod(shape) >= math.prod(wider):
+        row = np.arange(first, first + math.prod(shape))
+        few = np.empty(math.prod(wider), row.dtype)
+        few[there] = row[here]
+        return row, few
+    return _symbols(first, other, one)[::-1]
 
 
 def operands(run: Evaluation, node: onnx.NodeProto) -> list[Form]:

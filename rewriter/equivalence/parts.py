@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import onnx
 
@@ -13,6 +13,7 @@ from rewriter.equivalence.regions import Diff, Region, Side
 from rewriter.equivalence.verdict import weakest
 from rewriter.equivalence.whole import Run
 from rewriter.model import Model
+from rewriter.wiring import used_names
 
 Progress = Callable[[str, int, int], None]
 """Told (stage, done, total)."""
@@ -32,6 +33,15 @@ def captures(model: Model, side: Side, regions: Sequence[Region]) -> dict[str, o
         for name in region.inputs
         if name not in listed and name in side.bound.types
     }
+
+
+def reached(model: Model, tensors: Collection[str]) -> frozenset[str]:
+    """The graph outputs that are computed from any of these tensors."""
+    found = set(tensors)
+    for node in model.nodes:
+        if found & used_names([node]):
+            found.update(name for name in node.output if name)
+    return frozenset(value.name for value in model.outputs if value.name in found)
 
 
 def elements(region: Region, diff: Diff) -> int:

@@ -90,13 +90,18 @@ def _parts(value: Array) -> Iterator[Array]:
 
 
 def relative_error(pairs: Sequence[tuple[Array, Array]]) -> float:
-    """Root mean square of the differences over that of the first of each pair; infinite if only the latter is 0."""
+    """Root mean square of the differences over that of the first of each pair; NaN where there is nothing to compare.
+
+    Infinite where a difference is not finite, or the first of each pair is 0 and the second is not.
+    """
+    wide = [(old.astype(np.float64), new.astype(np.float64)) for old, new in pairs]
+    largest = max((float(np.abs(x[np.isfinite(x)]).max(initial=0)) for x, _ in wide), default=0.0)
     off = size = 0.0
-    for old, new in pairs:
-        x, y = old.astype(np.float64), new.astype(np.float64)
-        same = x == y  # infinity minus itself is no number
-        off += float(np.sum(np.where(same, 0.0, x - y) ** 2))
-        size += float(np.sum(np.where(np.isfinite(x), x, 0.0) ** 2))
-    if not off:
-        return 0.0
-    return float(np.sqrt(off / size)) if size else float("inf")
+    for x, y in wide:
+        same = (x == y) | (np.isnan(x) & np.isnan(y))  # infinity minus itself is no number
+        change = np.where(same, 0.0, x - y) / (largest or 1.0)  # so that no square overflows
+        off += float(np.sum(change * change)) if np.isfinite(change).all() else np.inf
+        size += float(np.sum((np.where(np.isfinite(x), x, 0.0) / (largest or 1.0)) ** 2))
+    if not size:
+        return float("inf") if off else float("nan")
+    return float(np.sqrt(off / size))

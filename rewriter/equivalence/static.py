@@ -29,7 +29,7 @@ from rewriter.equivalence.reading import Reading, mixings_of
 from rewriter.equivalence.records import Grade, LevelResult, failed, not_applicable, passed
 from rewriter.equivalence.regions import Region, Side
 from rewriter.equivalence.rows import rows_by_position, same_rows
-from rewriter.equivalence.unchanged import changed_constants
+from rewriter.equivalence.unchanged import Changed, changed_constants
 
 _NEAR: Final = 1e-6
 """Of the largest signature of a channel: what rounding may put between those of two channels that are the same."""
@@ -72,19 +72,24 @@ def compare_static(region: Region, pairs: Sequence[tuple[Side, Side]], operators
     rounded = bool(tally.rounded) or offsets.rounded
     merged = rounded or tally.merged > 0
     changed = changed_constants(region, *pairs[0], operators)
-    wrong = next((pair for pair in changed or () if rounded or pair.only_signs_of_zero), None)
+    wrong = next((pair for pair in changed or () if _is_wrong(pair, rounded=rounded)), None)
     if wrong is not None:
         return StaticResult(failed("L1", f"No operator changed, but {wrong}, and no weights were combined."))
     zeros = tally.inserted + tally.dropped
-    grade: Grade = "rounding" if merged else "finite" if zeros else "exact"
+    grade: Grade = "rounding" if merged else "finite" if zeros or tally.skipped else "exact"
     detail = {
         "exact": "The effective weights are the same bit for bit.",
-        "finite": f"The effective weights are the same bit for bit but for {zeros} zeros.",
+        "finite": f"The effective weights are the same bit for bit but for {f'{zeros} ' if zeros else ''}zeros.",
         "rounding": "Constants were combined; all lie within the stated rounding bound.",
     }[grade]
     figures = {"taps": tally.taps, "zeros": zeros, "combined": tally.combined, "worst": max(tally.worst, offsets.worst)}
     result = passed("L1", detail, **figures, bindings=len(pairs))
     return StaticResult(result, grade, not tally.combined, not offsets.combined, False, tally.products + offsets.terms)
+
+
+def _is_wrong(pair: Changed, *, rounded: bool) -> bool:
+    """Whether a constant differs in a way that nothing explains where no operator changed, moving values aside."""
+    return pair.only_signs_of_zero or (rounded and not pair.same_values)
 
 
 @dataclass
@@ -130,6 +135,7 @@ def _compare_binding(
     except Impossible as reason:
         raise Refuted(f"With the inputs' shapes {_shapes(before)} the rewritten model fails: {reason}.") from reason
     tally.combined += old.computed + new.computed
+    tally.skipped |= any(conv.skips for run in (old, new) for conv in run.convs)
     for name in region.outputs:
         (ends, a), (other_ends, b) = values[name], others[name]
         require_same(name, ends, other_ends)

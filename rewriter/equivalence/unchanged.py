@@ -32,9 +32,12 @@ class Changed:
 
     @property
     def same_values(self) -> bool:
-        """Whether the elements are the same bits, in another order."""
+        """Whether the elements are the same bits, in another order, zeros that were added or left out aside."""
         old, new = self.values
-        return old.dtype == new.dtype and np.array_equal(np.sort(_bits(old)), np.sort(_bits(new)))
+        if old.dtype != new.dtype:
+            return False
+        first, second = (np.sort(bits[bits != 0]) for bits in map(_bits, (old, new)))
+        return np.array_equal(first, second)
 
     @property
     def only_signs_of_zero(self) -> bool:

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
+import numpy as np
 import onnx
 
 from rewriter.constants import Array
@@ -49,8 +50,8 @@ class Whole:
     """Tensors inside the original to look at."""
     elsewhere: Runtime | None = None
     """What the second model runs on; None: the same as the first."""
-    approximate: bool = False
-    """Whether the second model only approximates: it is compared on the user's inputs alone, and only measured."""
+    approximate: frozenset[str] = frozenset()
+    """Outputs that only have to approximate: on the user's inputs their error is measured, and on none it is judged."""
     certified: frozenset[str] = frozenset()
     """Outputs that leave a region proven by L1 and within L3's certified bound."""
     witnesses: list[Witness] = field(default_factory=list)
@@ -91,7 +92,7 @@ class Whole:
                 waiting.append(trial)
                 continue
             capture = trial.binding == 0 and ran.count(0) < 2
-            done = self._run_original(trial, capture=capture or (self.approximate and trial.binding == USERS))
+            done = self._run_original(trial, capture=capture or bool(self.approximate and trial.binding == USERS))
             if done is not None:
                 self.runs.append(done)
         self._waiting = iter(waiting)
@@ -155,14 +156,12 @@ class Whole:
                 found.append(run(deployed, done.feeds, self.outputs))
             except SessionFailed as error:
                 return failed("L4", f"The original runs, the rewritten model does not: {error}"), ()
-            if self.approximate and done.binding != USERS:
-                continue
             count += 1
             for outputs in found:
                 for name, figure in figures.items():
                     self._take(figure, done, outputs[name], unit, products, proven)
             for name, figure in figures.items():
-                if done.binding == self.runs[0].binding and not self.approximate:
+                if done.binding == self.runs[0].binding:
                     figure.follow(done.deployed[name])
         if not count:
             return not_applicable("L4", "Not applicable: the original ran on none of the inputs."), ()
@@ -176,9 +175,9 @@ class Whole:
     def _take(self, figure: _Figures, done: Run, new: Array, unit: float, products: int, proven: bool) -> None:
         name = figure.name
         old, control = done.deployed[name], done.plain[name]
-        figure.see(old, new, control)
+        figure.see(old, new, control, measure=name not in self.approximate or done.binding == USERS)
         figure.problem = figure.problem or mismatch(old, new, control)
-        if figure.problem or not old.size or self.approximate:
+        if figure.problem or not old.size or name in self.approximate:
             return
         if old.dtype.kind in "biuSO":
             wrong = int(((old != new) & (old == control)).sum())
@@ -223,8 +222,9 @@ class Whole:
             if figure.problem:
                 return failed("L4", f"The output '{figure.name}' {figure.problem}.", worst=float("inf"))
         worst = max(records, key=lambda record: record.ratio, default=None)
-        if worst is not None and self.approximate:
-            most = max(records, key=lambda record: record.rms)
+        rough = [record for record in records if record.name in self.approximate]
+        if rough and worst is not None and worst.ratio <= 1:
+            most = max(rough, key=lambda record: record.rms)
             detail = f"The output '{most.name}' is off by {most.rms:.3g} (root mean square, of its own)"
             return passed("L4", f"{detail} on the inputs given: an approximation.", rms=most.rms, runs=count)
         if worst is None or not any(record.compared for record in records):
@@ -263,16 +263,19 @@ class _Figures:
     """Whether the original's output never changed although its inputs did."""
     problem: str = ""
 
-    def see(self, old: Array, new: Array, control: Array) -> None:
-        """Take in one comparison for the figures."""
+    def see(self, old: Array, new: Array, control: Array, *, measure: bool = True) -> None:
+        """Take in one comparison for the figures; without `measure` only of what kind and how large the output is."""
         self.shape, self.dtype = tuple(old.shape), str(old.dtype)
         same = old.dtype == new.dtype and old.shape == new.shape
         self.bitwise = self.bitwise and same and old.tobytes() == new.tobytes()
         if old.dtype.kind in "SO" or old.shape != new.shape or not old.size:
             return
         self.finite |= any_finite(old)
+        if not measure:
+            return
         error, needed = worst(old, new)
-        self.rms = max(self.rms, relative_error([(old, new)]))
+        if not np.isnan(off := relative_error([(old, new)])):
+            self.rms = max(self.rms, off)
         self.max_abs = max(self.max_abs, error)
         self.max_rel = max(self.max_rel, error / max(largest_finite(old), 1e-300) if error else 0.0)
         self.tolerance = max(self.tolerance, needed)
