@@ -23,7 +23,7 @@ WORKERS := -n logical --maxprocesses 4 --dist worksteal
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-cuda lint format types docs forms wheel-test swap-test bench bench-cuda campaign ci clean
+.PHONY: help venv demo test test-cuda lint format types docs forms zoo-channels channels-campaign wheel-test swap-test bench bench-cuda campaign ci clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
@@ -62,6 +62,13 @@ docs: $(READY) ## build the pages and pictures of docs/passes
 forms: $(READY) ## try every conversion between two forms on 40 random models each, and build docs/forms.md (10 minutes)
 	$(BIN)/python -m benchmarks.forms
 	$(BIN)/python -m docs.build
+
+zoo-channels: $(READY) ## follow the channels of every exported model, and build docs/channels.md
+	$(BIN)/python -m benchmarks.zoo_channels
+	$(BIN)/python -m docs.build
+
+channels-campaign: $(READY) ## pad and permute the channels of 10000 random networks: the same bits (ARGS='--first SEED' for others)
+	$(BIN)/python -m benchmarks.channels $(ARGS)
 
 wheel-test: $(READY) ## build the wheel, install it in a clean environment, use it from an empty folder
 	$(BIN)/python -m pytest tests/test_wheel.py -m 'wheel or not wheel' $(ARGS)

@@ -32,6 +32,11 @@ NAMES = (
     "video_r2plus1d_18",
     "timm_dpn68",
     "timm_legacy_seresnext26_32x4d",
+    "regnet_x_1_6gf",
+    "shufflenet_v2_x1_0",
+    "timm_mixnet_s",
+    "timm_ghostnet_100",
+    "timm_res2next50",
 )
 
 

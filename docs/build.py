@@ -1,6 +1,6 @@
 """Build docs/passes: a page and a picture for each pass, from its docstring and its example in docs/examples.py.
 
-And docs/forms.md, by docs/forms.py.
+And docs/forms.md, by docs/forms.py, and docs/channels.md with its pictures, by docs/channels.py.
 
 python -m docs.build [--check]
 """
@@ -14,7 +14,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from docs import forms
+from docs import channels, forms
 from docs.examples import EXAMPLES, Example
 from docs.picture import before_and_after
 from rewriter import Pass
@@ -51,7 +51,7 @@ def main() -> int:
     except Incomplete as error:
         sys.stderr.write(f"docs.build: {error}\n")
         return 1
-    stale = [*sorted(differences(wanted, FOLDER)), *forms.stale()]
+    stale = [*sorted(differences(wanted, FOLDER)), *forms.stale(), *channels.stale()]
     if check:
         sys.stdout.writelines(f"{line}\n" for line in stale)
         return int(bool(stale))
@@ -61,10 +61,12 @@ def main() -> int:
             path.unlink()
     for name, text in wanted.items():
         (FOLDER / name).write_text(text, encoding="utf-8", newline="\n")
-    if forms.stale():
-        forms.write()
+    for other in (forms, channels):
+        if other.stale():
+            other.write()
+    count = len(wanted) + 1 + len(channels.wanted())
     sys.stdout.write(
-        f"docs/passes and docs/forms.md: {len(wanted) + 1} files, {len(stale)} of them new, changed or gone\n"
+        f"docs/passes, docs/forms.md, docs/channels.md: {count} files, {len(stale)} of them new, changed or gone\n"
     )
     return 0
 

@@ -82,6 +82,35 @@ _MULTIPLIER = Example(
 )
 
 EXAMPLES: Mapping[str, Example] = {
+    "absorb-shuffle": Example(
+        "a channel shuffle of 2 groups, and a Relu, between two convolutions",
+        """(float[1,4,8,8] x) => (float[1,6,8,8] y) {
+            c = Conv <pads = [1,1,1,1]> (x, w)
+            apart = Reshape (c, groups)
+            turned = Transpose <perm = [0, 2, 1, 3, 4]> (apart)
+            s = Reshape (turned, together)
+            r = Relu (s)
+            y = Conv (r, v)
+        }""",
+        {
+            "w": (8, 4, 3, 3),
+            "v": (6, 8, 1, 1),
+            "groups": _integers(1, 2, 4, 8, 8),
+            "together": _integers(1, 8, 8, 8),
+        },
+    ),
+    "align-concat": Example(
+        "a GhostNet module of 12 + 12 channels, each half filled up to a block of 16",
+        """(float[1,16,8,8] x) => (float[1,16,8,8] y) {
+            a = Conv (x, w)
+            r = Relu (a)
+            d = Conv <group = 12, pads = [1,1,1,1]> (r, k)
+            z = Concat <axis = 1> (r, d)
+            y = Conv (z, v)
+        }""",
+        {"w": (12, 16, 1, 1), "k": (12, 1, 3, 3), "v": (16, 24, 1, 1)},
+        {"block": 16},
+    ),
     "cancel-layout-pairs": Example(
         "a bias per channel and a Relu in [N, H, W, C], as TensorFlow has them, between two convolutions",
         """(float[1,4,8,8] x) => (float[1,6,8,8] y) {
@@ -192,6 +221,28 @@ EXAMPLES: Mapping[str, Example] = {
             y = Concat <axis = 1> (s, t)
         }""",
         {"sizes": _integers(4, 4), "w0": (4, 3, 2, 2), "w1": (4, 3, 2, 2)},
+    ),
+    "pad-channels": Example(
+        "4 groups of 6 channels, filled up to 8, in a bottleneck",
+        """(float[1,8,8,8] x) => (float[1,8,8,8] y) {
+            a = Conv (x, w)
+            r = Relu (a)
+            g = Conv <group = 4, pads = [1,1,1,1]> (r, k)
+            s = BatchNormalization (g, gamma, beta, mean, variance)
+            q = Relu (s)
+            c = Conv (q, v)
+            y = Add (c, x)
+        }""",
+        {
+            "w": (24, 8, 1, 1),
+            "k": (24, 6, 3, 3),
+            "gamma": (24,),
+            "beta": (24,),
+            "mean": (24,),
+            "variance": np.ones(24, np.float32),
+            "v": (8, 24, 1, 1),
+        },
+        {"block": 8},
     ),
     "reduce-mean-to-global-pool": Example(
         "the head of a classifier",

@@ -1,26 +1,24 @@
 """Draws two small ONNX graphs side by side as SVG, with what differs marked: `before_and_after`.
 
 Boxes are nodes: operator, group and kernel, shapes of the weights, shape of the output.  Rows are the longest way from
-an input; an edge that passes rows goes through a gap in each.  Colours follow the reader's light or dark scheme; what
+an input (`rewriter.drawing` places them).  Colours follow the reader's light or dark scheme; what
 goes has a dashed border and what comes a thick one, so that nobody needs the colours.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
 from html import escape
 from typing import Literal, TypeAlias
 
 import onnx
 from onnx import helper
 
-Mark: TypeAlias = Literal["kept", "removed", "added", "end"]
+from rewriter.drawing import Box, Panel, panel
 
-_CHARACTER, _LINE = 6.7, 15
-"""Width and height of the text, in pixels, at 11 pixels in a fixed-width font."""
-_GAP_X, _GAP_Y, _MARGIN, _WAY, _LEGEND = 18, 26, 16, 14, 34
+Mark: TypeAlias = Literal["removed", "added"]
+
+_MARGIN, _LEGEND = 16, 34
 _STYLE = """
     text { font: 11px ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; fill: #1f2328; }
     .heading, .operator { font-weight: bold; }
@@ -45,33 +43,6 @@ _STYLE = """
       .head { fill: #9198a1; }
     }
 """
-
-
-@dataclass(frozen=True)
-class _Box:
-    """A node, an input or an output: its lines of text, what it reads, in which row it is."""
-
-    lines: tuple[str, ...]
-    mark: Mark
-    reads: tuple[int, ...]
-    row: int
-
-    @property
-    def width(self) -> float:
-        return max(len(line) for line in self.lines) * _CHARACTER + 20
-
-    @property
-    def height(self) -> int:
-        return len(self.lines) * _LINE + 10
-
-
-@dataclass(frozen=True)
-class _Panel:
-    """A drawn graph: its SVG elements and its size."""
-
-    elements: tuple[str, ...]
-    width: float
-    height: float
 
 
 def before_and_after(before: onnx.ModelProto, after: onnx.ModelProto, title: str) -> str:
@@ -103,7 +74,7 @@ def _identity(node: onnx.NodeProto) -> bytes:
     return node.SerializeToString(deterministic=True)
 
 
-def _placed(panel: _Panel, heading: str, x: float, y: float) -> list[str]:
+def _placed(panel: Panel, heading: str, x: float, y: float) -> list[str]:
     inner = [f"    {element}" for element in panel.elements]
     head = f'  <text class="heading" x="{x:.1f}" y="{y - 8:.1f}">{heading}</text>'
     return [head, f'  <g transform="translate({x:.1f} {y:.1f})">', *inner, "  </g>"]
@@ -119,45 +90,28 @@ def _legend(height: float) -> list[str]:
     return made
 
 
-def _panel(model: onnx.ModelProto, others: set[bytes], mark: Mark) -> _Panel:
-    boxes = _boxes(model, others, mark)
-    rows = _rows(boxes)
-    widths = [sum(_width(boxes, key) for key in row) + _GAP_X * (len(row) - 1) for row in rows]
-    total = max(widths)
-    tops, at = [], 0.0
-    for row in rows:
-        tops.append(at)
-        at += max(boxes[key[0]].height if key[1] == boxes[key[0]].row else 0 for key in row) + _GAP_Y
-    centres: dict[tuple[int, int], float] = {}
-    for row, width in zip(rows, widths, strict=True):
-        x = (total - width) / 2
-        for key in row:
-            centres[key] = x + _width(boxes, key) / 2
-            x += _width(boxes, key) + _GAP_X
-    elements = [line for index in range(len(boxes)) for line in _edges(boxes, index, centres, tops)]
-    for index, box in enumerate(boxes):
-        elements += _drawn(box, centres[index, box.row], tops[box.row])
-    return _Panel(tuple(elements), total, at - _GAP_Y)
+def _panel(model: onnx.ModelProto, others: set[bytes], mark: Mark) -> Panel:
+    return panel(_boxes(model, others, mark))
 
 
-def _boxes(model: onnx.ModelProto, others: set[bytes], mark: Mark) -> list[_Box]:
+def _boxes(model: onnx.ModelProto, others: set[bytes], mark: Mark) -> list[Box]:
     """Inputs, nodes and outputs, in that order; constants are lines of text in the nodes that read them."""
     shapes = _shapes(model)
     constants = {tensor.name: list(tensor.dims) for tensor in model.graph.initializer}
-    boxes: list[_Box] = []
+    boxes: list[Box] = []
     makers: dict[str, int] = {}
     for info in model.graph.input:
         if info.name not in constants:
             makers[info.name] = len(boxes)
-            boxes.append(_Box((info.name, _sizes(shapes[info.name])), "end", (), 0))
+            boxes.append(Box((info.name, _sizes(shapes[info.name])), "end", (), 0, round=True))
     for node in model.graph.node:
         reads = tuple(dict.fromkeys(makers[name] for name in node.input if name in makers))
         row = 1 + max((boxes[maker].row for maker in reads), default=-1)
-        kind: Mark = "kept" if _identity(node) in others else mark
-        boxes.append(_Box(_lines(node, constants, shapes), kind, reads, row))
+        style = "box" if _identity(node) in others else mark
+        boxes.append(Box(_lines(node, constants, shapes), style, reads, row))
         makers |= dict.fromkeys(node.output, len(boxes) - 1)
     last = max(box.row for box in boxes) + 1
-    boxes += [_Box((info.name,), "end", (makers[info.name],), last) for info in model.graph.output]
+    boxes += [Box((info.name,), "end", (makers[info.name],), last, round=True) for info in model.graph.output]
     return boxes
 
 
@@ -193,69 +147,3 @@ def _lines(
 
 def _sizes(shape: Sequence[int | str]) -> str:
     return f"[{', '.join(map(str, shape))}]"
-
-
-def _rows(boxes: Sequence[_Box]) -> list[list[tuple[int, int]]]:
-    """What is in each row, left to right, as (box, row): boxes, and the gaps that their edges go through in between.
-
-    Each is placed by the middle of what it comes from (barycentre heuristic, one sweep down).
-    """
-    last = {index: box.row for index, box in enumerate(boxes)}
-    for box in boxes:
-        for maker in box.reads:
-            last[maker] = max(last[maker], box.row - 1)
-    rows: list[list[tuple[int, int]]] = []
-    place: dict[tuple[int, int], float] = {}
-    for number in range(max(box.row for box in boxes) + 1):
-        here = [(index, number) for index, box in enumerate(boxes) if box.row <= number <= last[index]]
-        here = sorted(here, key=partial(_above, boxes, place))
-        place.update({key: (at + 0.5) / len(here) for at, key in enumerate(here)})
-        rows.append(here)
-    return rows
-
-
-def _above(boxes: Sequence[_Box], place: Mapping[tuple[int, int], float], key: tuple[int, int]) -> float:
-    """The middle of what leads there from the row above."""
-    index, row = key
-    makers = boxes[index].reads if boxes[index].row == row else (index,)
-    found = [place[maker, row - 1] for maker in makers if (maker, row - 1) in place]
-    return sum(found) / len(found) if found else 0.5
-
-
-def _width(boxes: Sequence[_Box], key: tuple[int, int]) -> float:
-    return boxes[key[0]].width if boxes[key[0]].row == key[1] else _WAY
-
-
-def _edges(
-    boxes: Sequence[_Box], index: int, centres: Mapping[tuple[int, int], float], tops: Sequence[float]
-) -> list[str]:
-    lines = []
-    for maker in boxes[index].reads:
-        row, x, y = boxes[maker].row, centres[maker, boxes[maker].row], 0.0
-        y = tops[row] + boxes[maker].height
-        path = f"M {x:.1f} {y:.1f}"
-        while row < boxes[index].row:
-            row += 1
-            arrived = row == boxes[index].row
-            to_x = centres[index if arrived else maker, row]
-            to_y = tops[row] - (5 if arrived else 0)
-            middle = (tops[row] - _GAP_Y + to_y) / 2
-            path += f" V {tops[row] - _GAP_Y:.1f} C {x:.1f} {middle:.1f} {to_x:.1f} {middle:.1f} {to_x:.1f} {to_y:.1f}"
-            x, y = to_x, to_y
-        lines.append(f'<path class="edge" d="{path}"/>')
-        lines.append(f'<path class="head" d="M {x - 4:.1f} {y - 1:.1f} h 8 l -4 6 z"/>')
-    return lines
-
-
-def _drawn(box: _Box, centre: float, top: float) -> list[str]:
-    kind = {"kept": "box", "end": "end"}.get(box.mark, box.mark)
-    left, radius = centre - box.width / 2, box.height / 2 if box.mark == "end" else 4
-    made = [
-        f'<rect class="{kind}" x="{left:.1f}" y="{top:.1f}" width="{box.width:.1f}" '
-        f'height="{box.height}" rx="{radius:.0f}"/>'
-    ]
-    for at, line in enumerate(box.lines):
-        style = "operator" if at == 0 else "quiet"
-        y = top + 5 + (at + 1) * _LINE - 4
-        made.append(f'<text class="{style}" x="{centre:.1f}" y="{y:.1f}" text-anchor="middle">{escape(line)}</text>')
-    return made

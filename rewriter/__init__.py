@@ -1,8 +1,8 @@
 """rewriter: rewrites the convolutions of ONNX models and proves that nothing else changed.
 
-The names below are the public ones: the API (`optimize`, `rewrite`, `inspect`, `audit`, `cross_audit`, `bench`), the
-errors, and the kit that passes are written with.  They are loaded when first used, so that `rewriter --help` does not
-wait for ONNX Runtime.
+The names below are the public ones: the API (`optimize`, `rewrite`, `inspect`, `inspect_channels`, `draw_channels`,
+`audit`, `cross_audit`, `bench`), the errors, and the kit that passes are written with.  They are loaded when first
+used, so that `rewriter --help` does not wait for ONNX Runtime.
 """
 
 from __future__ import annotations
@@ -18,11 +18,15 @@ if TYPE_CHECKING:
     from rewriter.affine import data_operand as data_operand
     from rewriter.affine import read_affine as read_affine
     from rewriter.affine import read_pad as read_pad
+    from rewriter.aligning import Alignment as Alignment
+    from rewriter.aligning import aligned_concats as aligned_concats
     from rewriter.api import Result as Result
     from rewriter.api import audit as audit
     from rewriter.api import bench as bench
     from rewriter.api import cross_audit as cross_audit
+    from rewriter.api import draw_channels as draw_channels
     from rewriter.api import inspect as inspect
+    from rewriter.api import inspect_channels as inspect_channels
     from rewriter.api import optimize as optimize
     from rewriter.api import rewrite as rewrite
     from rewriter.base import Pass as Pass
@@ -87,9 +91,22 @@ if TYPE_CHECKING:
     from rewriter.pattern import maybe as maybe
     from rewriter.per_channel import nearest_conv as nearest_conv
     from rewriter.per_channel import reach as reach
+    from rewriter.picking import picks_near as picks_near
+    from rewriter.pieces import Taken as Taken
+    from rewriter.pieces import read_everything as read_everything
+    from rewriter.pieces import take_pieces as take_pieces
     from rewriter.proof import Layout as Layout
     from rewriter.proof import prove as prove
+    from rewriter.relabelling import Emit as Emit
+    from rewriter.relabelling import Names as Names
     from rewriter.relabelling import relabel as relabel
+    from rewriter.repeating import repeat_channels as repeat_channels
+    from rewriter.rewired import emit_wiring as emit_wiring
+    from rewriter.rewiring import Wiring as Wiring
+    from rewriter.rewiring import wiring_of as wiring_of
+    from rewriter.rewiring import wirings as wirings
+    from rewriter.rewiring_plan import Plan as Plan
+    from rewriter.rewiring_plan import plan_wiring as plan_wiring
     from rewriter.rule import Declined as Declined
     from rewriter.rule import Deviation as Deviation
     from rewriter.rule import Rewrite as Rewrite
@@ -124,8 +141,9 @@ if TYPE_CHECKING:
     from rewriter.windows import with_window as with_window
 
 _HOME = {
+    "aligning": "Alignment aligned_concats",
     "affine": "AFFINE data_operand read_affine read_pad",
-    "api": "Result audit bench cross_audit inspect optimize rewrite",
+    "api": "Result audit bench cross_audit draw_channels inspect inspect_channels optimize rewrite",
     "absorb": "Consumer emit_consumer find_consumer",
     "base": "Pass",
     "between": "dependents",
@@ -153,8 +171,14 @@ _HOME = {
     "options": "RunOptions",
     "ordering": "ORDERS absorbing",
     "per_channel": "nearest_conv reach",
+    "picking": "picks_near",
+    "pieces": "Taken read_everything take_pieces",
     "proof": "Layout prove",
-    "relabelling": "relabel",
+    "relabelling": "Emit Names relabel",
+    "rewiring": "Wiring wiring_of wirings",
+    "rewired": "emit_wiring",
+    "rewiring_plan": "Plan plan_wiring",
+    "repeating": "repeat_channels",
     "rule": "Declined Deviation Rewrite Safety Settings require",
     "session": "Runtime",
     "stacks": "Stack axes_of shapes_of stack_at stack_before",

@@ -15,6 +15,8 @@ from pathlib import Path
 import onnx
 
 from rewriter import engine, equivalence, saving, timing
+from rewriter.channel_picture import channel_picture
+from rewriter.channel_survey import ChannelSurvey, survey_channels
 from rewriter.engine import Outcome, Progress, quiet
 from rewriter.equivalence import Audit, AuditOptions, CrossAudit
 from rewriter.errors import BadInput, Different, NotVerified
@@ -119,6 +121,21 @@ def inspect(model: Source, options: RunOptions = RunOptions()) -> list[Site]:  #
     """Every convolution of the model, and what each pass would do to it or why not.  Runs nothing."""
     graph = Graph(Model.load(model), options.input_shapes, options.runtime.provider)
     return survey(graph, all_passes(), options.allow)[0]
+
+
+def inspect_channels(model: Source, options: RunOptions = RunOptions()) -> ChannelSurvey:  # noqa: B008 - frozen
+    """Which tensors' channels can only be padded or permuted together, what stops that, and who would gain.
+
+    Runs nothing but a probe of this machine's fast path, once.
+    """
+    return survey_channels(Graph(Model.load(model), options.input_shapes, options.runtime.provider))
+
+
+def draw_channels(model: Source, options: RunOptions = RunOptions()) -> str:  # noqa: B008 - frozen
+    """The same as a picture: the text of an SVG file."""
+    loaded = Model.load(model)
+    graph = Graph(loaded, options.input_shapes, options.runtime.provider)
+    return channel_picture(graph, survey_channels(graph), loaded.path.name if loaded.path else "model")
 
 
 def audit(

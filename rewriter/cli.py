@@ -166,6 +166,12 @@ def rewrite(
 @app.command()
 def inspect(
     model: given.ModelArgument,
+    channels: Annotated[
+        bool, typer.Option("--channels", help="List the channel components instead: what must be padded together.")
+    ] = False,
+    picture: Annotated[
+        Path | None, typer.Option(metavar="OUT.svg", help="With --channels: draw them, too.", show_default=False)
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
     input_shape: given.ShapesOption = None,
     quiet: given.QuietOption = False,
@@ -173,16 +179,26 @@ def inspect(
 ) -> int:
     """List every convolution, and what each pass would do to it.
 
-    Form, group, sizes and cost of each, and why a pass does not apply to it; changes nothing.
+    Form, group, sizes and cost of each, and why a pass does not apply to it; changes nothing. With --channels: which
+    tensors' channels can only be padded or permuted together, and what stops that.
     """
     voice = Voice(quiet, verbose)
+    from rewriter.options import RunOptions, parse_shapes
+
+    options = RunOptions(input_shapes=parse_shapes(input_shape or ()))
+    if channels:
+        from rewriter.cli_channels import inspect_channels
+
+        given.silence()  # ONNX Runtime is asked for its fast path
+        inspect_channels(model, options, picture, as_json, voice)
+        return DONE
+    if picture is not None:
+        raise BadInput("--picture has no effect: add --channels, which it draws.")
     from rewriter import api
     from rewriter.cli_inspect import inspection, survey_blocks, survey_conclusion
     from rewriter.model import Model
-    from rewriter.options import RunOptions, parse_shapes
     from rewriter.propose import unreachable_sites
 
-    options = RunOptions(input_shapes=parse_shapes(input_shape or ()))
     with voice.progress("looking at the convolutions"):
         loaded = Model.load(model)
         sites, unreachable = api.inspect(model, options), unreachable_sites(loaded)

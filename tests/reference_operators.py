@@ -24,4 +24,31 @@ class LRN(OpRun):
         return (x / (bias + alpha / size * total) ** beta,)
 
 
-OPERATORS = (ConvTranspose, LRN)
+class BatchNormalization(OpRun):
+    """y = scale · (x - mean) / sqrt(var + epsilon) + bias, per channel of x [N, C, *S]: inference.
+
+    ONNX's own trains up to opset 13, where that was said by the number of outputs.
+    """
+
+    op_domain = ""
+
+    def _run(
+        self,
+        x: Array,
+        scale: Array,
+        bias: Array,
+        mean: Array,
+        var: Array,
+        epsilon: float = 1e-5,
+        momentum: float = 0.9,
+        training_mode: int = 0,
+        spatial: int = 1,
+    ) -> tuple[Array]:
+        assert not training_mode, "no test evaluates one that trains"
+        assert spatial, "no test evaluates one that is not spatial"
+        wide = (-1, *[1] * (x.ndim - 2))
+        factor = scale / np.sqrt(var + epsilon)
+        return ((x - mean.reshape(wide)) * factor.reshape(wide) + bias.reshape(wide),)
+
+
+OPERATORS = (BatchNormalization, ConvTranspose, LRN)

@@ -20,13 +20,15 @@ ROOT = Path(__file__).resolve().parents[1]
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"__main__"}),
     frozenset({"cli"}),  # the command line
-    frozenset({"cli_errors", "cli_inspect", "cli_options", "cli_reports"}),  # its parts
+    frozenset({"cli_channels", "cli_errors", "cli_inspect", "cli_options", "cli_reports"}),  # its parts
     frozenset({"cli_show"}),
     frozenset({"__init__"}),  # what `import rewriter` offers
     frozenset({"api"}),  # the functions behind it
     frozenset({"engine"}),  # the one loop
-    frozenset({"search"}),  # rounds of candidates
-    frozenset({"choose", "survey", "doctor"}),  # which candidates are kept, what each pass would do, what is installed
+    frozenset({"channel_picture", "search"}),  # channel components drawn; rounds of candidates
+    frozenset({"channel_pieces"}),  # what is one box of that picture
+    # which candidates are kept, what each pass would do, what is installed, channel components
+    frozenset({"channel_survey", "choose", "doctor", "survey"}),
     frozenset({"report"}),  # what was found out, for people and programs
     frozenset({"propose", "equivalence", "timing"}),
     frozenset({"registry"}),  # finding the passes
@@ -39,12 +41,15 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"layout_pairs"}),  # changes of layout that undo each other
     frozenset({"layout_nodes"}),  # what each node does to the layout
     frozenset({"alike"}),  # nodes that can be in a run
-    frozenset({"relabelling"}),  # channel components again, padded or permuted
+    frozenset({"rewired"}),  # what only brings channels together, made in another way
+    # channel components again, padded or permuted, or part by part; how what only brings channels together could be
+    frozenset({"aligning", "picking", "relabelling", "repeating", "rewiring_plan"}),
+    frozenset({"pieces"}),  # channels without what picks them
     frozenset({"transposing"}),  # a ConvTranspose node as its map
     frozenset({"neighbours"}),  # branches of a Concat that one convolution could compute
     # a conv map as nodes, a permutation into the weights before or behind, the branches of a Concat
     frozenset({"absorb", "emit", "fold", "joined", "stacks"}),
-    frozenset({"proof"}),  # what was tracked, as a channel mix
+    frozenset({"proof", "rewiring"}),  # what was tracked, as a channel mix; what only brings channels together
     frozenset({"convmaps", "track"}),  # a Conv node with its geometry; what data movement and reductions do to channels
     frozenset(
         {"channelflow", "delimit", "following", "lifting"}
@@ -62,8 +67,8 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"model"}),  # load, look, splice
     frozenset({"diagnosis"}),  # why a provider cannot be used
     frozenset({"external", "wire", "wiring", "providers", "nvidia"}),  # data files, bytes, graph wiring; devices
-    # operators of ORT's own, sums to probe with, what everything may need
-    frozenset({"contrib", "errors", "exactness_cases", "logs", "visible"}),
+    # operators of ORT's own, sums to probe with, boxes and arrows, what everything may need
+    frozenset({"contrib", "drawing", "errors", "exactness_cases", "logs", "visible"}),
 )
 TABLE = Path(__file__).name
 RANK = {name: rank for rank, row in enumerate(LAYERS) for name in row}

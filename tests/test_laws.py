@@ -16,6 +16,7 @@ import pytest
 from onnx import ModelProto, helper, numpy_helper
 
 from branch_models import BRANCHED, EXACT_ON_INTEGERS, branch_models
+from channel_models import EXACT, WIDENED, channel_models
 from funnel import Sizes, check, check_leftovers, declines
 from layout_models import PAIRED, layout_models
 from models.grouped import GroupedConv, grouped_conv_model
@@ -40,6 +41,8 @@ from transposed_models import TRANSPOSED, transposed_models
 
 # What each pass is tried with besides its defaults; the block keeps the tests the same on every machine.
 SETTINGS: dict[str, tuple[Settings, ...]] = {
+    "absorb-shuffle": ({}, {"way": "gather"}, {"way": "late"}),
+    "align-concat": ({"block": 4}, {"way": "pieces"}, {"way": "columns"}, {"way": "repeat"}),
     "cancel-layout-pairs": ({},),
     "conv1d-to-conv2d": ({}, {"axis": "h"}),
     "conv3d-to-conv2d": ({}, {"kind": "temporal"}),
@@ -63,7 +66,7 @@ SETTINGS: dict[str, tuple[Settings, ...]] = {
     "split-transposed": ({},),
     "sum-of-stack": ({},),
 }
-ELSEWHERE = APART | BRANCHED | PAIRED | RANKED | TRANSPOSED  # passes that have models of their own
+ELSEWHERE = APART | BRANCHED | PAIRED | RANKED | TRANSPOSED | WIDENED  # passes that have models of their own
 RANK = [Safety.EXACT, Safety.FINITE, Safety.ROUNDING, Safety.APPROXIMATE]
 
 
@@ -113,6 +116,8 @@ def _small_models() -> Iterator[Small]:
         yield Small(name, proto.SerializeToString(deterministic=True), sizes)
     for name, (proto, sizes) in (ranked_models() | layout_models()).items():
         yield Small(name, proto.SerializeToString(deterministic=True), sizes)
+    for name, (proto, sizes) in channel_models().items():
+        yield Small(name, proto.SerializeToString(deterministic=True), sizes, integers=name in EXACT)
     for name, (proto, side) in networks().items():
         sizes = ({"input": (2, 3, side, side)},)
         yield Small(name, proto.SerializeToString(deterministic=True), sizes, integers=False)
@@ -125,6 +130,7 @@ NAMES += list(stacked_models())
 NAMES += list(branch_models())
 NAMES += list(transposed_models())
 NAMES += list(ranked_models() | layout_models())
+NAMES += list(channel_models())
 NAMES += list(networks())
 CASES = [(name, settings) for name, variants in SETTINGS.items() for settings in variants]
 
@@ -176,10 +182,11 @@ def test_one_rewrite_alone_leaves_nothing_behind_in_a_stack(rule: str) -> None:
     """The same of passes for several branches, each on the models that it applies to."""
     made = []
     several = stacked_models() | branch_models() | transposed_models()
-    for proto in [*several.values(), *(model for model, _ in (ranked_models() | layout_models()).values())]:
+    elsewhere = ranked_models() | layout_models() | channel_models()
+    for proto in [*several.values(), *(model for model, _ in elsewhere.values())]:
         model = Model.load(proto)
         for node in all_passes()[rule].sites(Graph(model)):
-            answer = ask(Graph(model), all_passes()[rule], node, {})
+            answer = ask(Graph(model), all_passes()[rule], node, SETTINGS[rule][0])
             if isinstance(answer, Rewrite):
                 check_leftovers(proto, model.splice(merge([answer])).to_proto())
                 made.append(answer)

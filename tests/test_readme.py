@@ -72,7 +72,8 @@ def test_the_commands_do_what_is_said(
     for line in examples():
         assert run_line(line) == 0, f"{line}\n{capsys.readouterr().err}"
     written = {path.name for path in empty.iterdir()}
-    assert written == {"model.onnx", "faster.onnx", "report.json", "depthwise.onnx", "grouped.onnx", "wider.onnx"}
+    models = {"model.onnx", "faster.onnx", "depthwise.onnx", "grouped.onnx", "wider.onnx", "thin.onnx"}
+    assert written == {*models, "report.json", "channels.svg"}
 
 
 @pytest.mark.slow

@@ -27,7 +27,7 @@ from rewriter.shapes import Shape
 
 ELEMENTWISE: Final = frozenset(
     """Relu LeakyRelu Sigmoid Tanh Clip HardSigmoid HardSwish Elu Selu Celu Softplus Softsign Erf Exp Sqrt Abs Gelu Mish
-    Reciprocal ThresholdedRelu""".split()  # noqa: SIM905 - readable
+    Reciprocal ThresholdedRelu PRelu""".split()  # noqa: SIM905 - readable
 )
 """Operators that give each element a function of that element alone, given constant further operands of one element."""
 BINARY: Final = frozenset({"Mul", "Div", "Max", "Min"})
@@ -143,7 +143,7 @@ def _is_paired(side: Side, node: onnx.NodeProto) -> bool:
     if side.bound.value(node.output[0]) is not None or side.constant(node.input[0]):
         return False
     values = [constant(side.model, name) for name in node.input[1:] if name]
-    return all(value is not None and value.size == 1 for value in values)
+    return all(value is not None and (value.size == 1 or node.op_type == "PRelu") for value in values)
 
 
 def pair(old: Evaluation, new: Evaluation, first: int, same: Same, permuted: Permuted) -> int:
@@ -159,7 +159,7 @@ def pair(old: Evaluation, new: Evaluation, first: int, same: Same, permuted: Per
         kind = _kind(old.side, node)
         partners = [other for other in left if _kind(new.side, new.side.model.nodes[other]) == kind][:_MOST_PARTNERS]
         try:
-            found = next(_partners(new, partners, node, operands(old, node), same, permuted), None)
+            found = next(_partners(old, new, partners, node, same, permuted), None)
         except Unsupported:
             if not _is_optional(old.side, node):
                 raise
@@ -214,14 +214,15 @@ _Placed = Callable[[Shape, Shape], tuple[Integers, Integers]]
 
 
 def _partners(
+    old: Evaluation,
     new: Evaluation,
     partners: Sequence[int],
     node: onnx.NodeProto,
-    entering: Sequence[Form],
     same: Same,
     permuted: Permuted,
 ) -> Iterator[tuple[int, _Placed]]:
     """Nodes of the second side that compute the same, and where the elements of the first's output are in theirs."""
+    entering = operands(old, node)
     for partner in partners:
         new.advance(partner)
         try:
@@ -234,8 +235,20 @@ def _partners(
                 if all(
                     same(name, _reordered(one, here, shape), _reordered(other, there, shape))
                     for name, one, other in each
+                ) and _slopes(old.side, node, entering[0].shape, here) == _slopes(
+                    new.side, new.side.model.nodes[partner], others[0].shape, there
                 ):
                     yield partner, placed
+
+
+def _slopes(side: Side, node: onnx.NodeProto, shape: Shape, places: Integers | None) -> bytes:
+    """The slopes of a PRelu at these elements of a tensor of that shape; nothing of other operators."""
+    if node.op_type != "PRelu":
+        return b""
+    slope = constant(side.model, node.input[1])
+    assert slope is not None
+    every = np.broadcast_to(slope, shape).reshape(-1)
+    return (every if places is None else every[places]).tobytes()
 
 
 def _arrangements(node: onnx.NodeProto, found: list[Form]) -> list[list[Form]]:
@@ -328,7 +341,7 @@ def _kind(side: Side, node: onnx.NodeProto) -> tuple[str, tuple[bytes, ...], tup
     """Operator, attributes and further operands; equal ones compute the same of each element."""
     if _is_mean(side, node):
         return "mean over all positions", (), ()
-    constants = [constant(side.model, name) for name in node.input[1:]]
+    constants = [] if node.op_type == "PRelu" else [constant(side.model, name) for name in node.input[1:]]
     values = tuple(b"" if value is None else value.tobytes() for value in constants)
     kind = node.op_type
     if kind == "AveragePool":  # ONNX 19 says otherwise than before what a window beyond the padding is divided by
