@@ -18,8 +18,8 @@ Conditions: 2-D, float32; constant weights; nothing else reads the channels (`re
 What `optimize` measures: the combinations of width, groups and merge that take the fewest multiplications; nothing on
 maps of one position.
 Safety: FINITE.  What the new channels carry is finite where the activations are, and meets zeros.
-Source: what is fast says ONNX Runtime's NCHWc transformer; components as in Fang et al., "DepGraph" (2023), which prunes
-channels where this adds some.
+Source: what is fast says ONNX Runtime's NCHWc transformer; components as in Fang et al., "DepGraph" (2023), which
+prunes channels where this adds some.
 """
 
 from __future__ import annotations
