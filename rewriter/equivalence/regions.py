@@ -23,6 +23,7 @@ from rewriter.model import INITIALIZER, Model
 from rewriter.shapes import Bound
 from rewriter.wiring import used_names
 
+_TYING = frozenset({"Concat", "Split", "Slice", "Gather", "Transpose", "Reshape", "Identity", "Squeeze", "Unsqueeze"})
 _NodeKey = tuple[str, int]
 """Side ("before" or "after") and position."""
 
@@ -219,10 +220,37 @@ class Diff:
             if name not in made and not side.constant(name) and _exists(side, name)
         }
         order = {name: i for i, node in enumerate(self.before.model.nodes) for name in node.output}
+        for index in self._tying(entering):
+            nodes["before"].add(index)
+            nodes["after"].add(self.matched[index])
+            moved = self.before.model.nodes[index]
+            entering -= set(moved.output)
+            entering |= {name for name in moved.input if name and not self.before.constant(name)}
         inputs, outputs = (
             tuple(sorted(names, key=lambda name: (order.get(name, -1), name))) for names in (entering, leaving)
         )
         return Region(tuple(sorted(nodes["before"])), tuple(sorted(nodes["after"])), inputs, outputs)
+
+    def _tying(self, entering: set[str]) -> list[int]:
+        """Nodes of both models, the last one first, that only move what enters into other things that enter.
+
+        Taken for independent of each other, a tensor and its parts would seem to differ where they are the same.
+        """
+        found: list[int] = []
+        tied = set(entering)
+        while True:
+            for name in sorted(tied):
+                maker = self.before.maker(name)
+                if maker is None or maker not in self.matched or maker in found:
+                    continue
+                node = self.before.model.nodes[maker]
+                others = {*node.input, *node.output} - {name}
+                if node.op_type in _TYING and node.domain in ("", "ai.onnx") and tied & others:
+                    found.append(maker)
+                    tied = (tied - set(node.output)) | {i for i in node.input if i and not self.before.constant(i)}
+                    break
+            else:
+                return sorted(found, reverse=True)
 
     def _loose_outputs(self) -> set[str]:
         """Graph outputs that no node makes at run time, and that differ: constants, or inputs passed on."""
