@@ -30,8 +30,8 @@ ELEMENTWISE: Final = frozenset(
     Reciprocal ThresholdedRelu PRelu""".split()  # noqa: SIM905 - readable
 )
 """Operators that give each element a function of that element alone, given constant further operands of one element."""
-BINARY: Final = frozenset({"Mul", "Div", "Max", "Min"})
-"""Elementwise operators that are not linear where two operands are known only at run time."""
+BINARY: Final = frozenset({"Mul", "Div", "Max", "Min", "Add"})
+"""Elementwise operators of two run-time operands: not linear, but for Add, which joins what L1 cannot see through."""
 PER_CHANNEL: Final = frozenset({"MaxPool", "AveragePool", "GlobalMaxPool"})
 """Operators that treat every channel of `[N, C, *S]` alike and by itself: they keep a permutation of channels."""
 _POLES: Final = frozenset({"Reciprocal", "Div", "Sqrt", "Exp"})
