@@ -358,7 +358,7 @@ def _audit(
         problem=problem_of(witnesses),
     )
     off = [region for region in regions if region.allowed_error is not None]
-    if verdict == "approximate" and all(region.accepted for region in regions):
+    if off and verdict == "approximate" and all(region.accepted for region in regions):
         reason = approximation_reason(off, len(regions), whole)
     wrong = next((region for region in regions if region.verdict == verdict and not region.accepted), None)
     if wrong is not None and not reason.startswith("The output"):
