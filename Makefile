@@ -88,7 +88,7 @@ types: $(READY) ## mypy --strict
 	$(BIN)/mypy $(SOURCES)
 
 bench: $(READY) ## measure the figures the README gives (takes a while; wants a quiet machine)
-	@set -e; for name in engine optimize readme; do echo "benchmarks/$$name.py"; $(BIN)/python -m benchmarks.$$name; done
+	@set -e; for name in engine optimize components readme; do echo "benchmarks/$$name.py"; $(BIN)/python -m benchmarks.$$name; done
 
 bench-cuda: $(CUDA_READY) ## measure the figures of a GPU, in 8 minutes, into benchmarks/results/cuda.json
 	$(CUDA_PYTHON) -m benchmarks.cuda $(ARGS)
