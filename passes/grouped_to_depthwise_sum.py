@@ -12,7 +12,7 @@ Settings: `reduce` = middle | first | last, where axis I lies when it is summed.
 and `last` have a Transpose bring it there: [I, N, G, O, *S] or [N, G, O, *S, I].
 Conditions: 1 < G < C; constant weight and bias.  Any rank, stride, dilation, padding and float type.  Sizes that are
 not known before the model runs are read from the depthwise output with Shape.
-What `optimize` measures: on the CPU `middle`, on CUDA all three.
+What `optimize` measures: on the CPU `middle`, where the tensor between is at most 4 times the output; on CUDA all.
 Safety: EXACT, weights only move; the sums are taken in another order.
 Source: the form TensorFlow users wrote before it had grouped convolutions; the equation is plain regrouping of the sum
 over a group's inputs.  Which axes CUDA sums fast: ORT's get_applicable_matrix_reduction.
@@ -48,6 +48,8 @@ from rewriter.conv import grouped_to_depthwise
 _INPUTS = 2
 """Axis I of [N, G, I, O, *S]."""
 _BROUGHT = {"middle": "", "first": " in front", "last": " at the end"}
+_WIDEST = 4
+"""Channels per group, and times the output that the tensor between is, up to which a CPU could gain by it."""
 
 
 class GroupedToDepthwiseSum(Pass):
@@ -69,10 +71,10 @@ class GroupedToDepthwiseSum(Pass):
             raise BadInput(f"the setting {self.name}.reduce is '{where}': it must be one of {', '.join(_BROUGHT)}.")
 
     def choices(self, graph: Graph, found: Match) -> tuple[Settings, ...]:
-        """The default on the CPU; elsewhere every place of the summed axis."""
-        _grouped(graph, found)
+        """The default on the CPU, unless it moves much more than it saves; elsewhere every place of the summed axis."""
+        site = _grouped(graph, found)
         if graph.provider == "cpu":
-            return ({},)
+            return ({},) if site.i_per <= _WIDEST else ()
         return tuple({"reduce": where} for where in _BROUGHT)
 
     def rewrite(self, graph: Graph, found: Match, settings: Settings) -> Rewrite:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +20,7 @@ from rewriter.propose import Applied, merge, overlap
 from rewriter.region import boundary, extract
 from rewriter.rule import Attempt, Outcome
 from rewriter.session import SessionFailed
+from rewriter.shapes import Bound
 from rewriter.timing import Contender, Timing, compare
 
 _BLOCK_SECONDS = 0.01
@@ -46,6 +48,8 @@ class Place:
     leaving: tuple[str, ...]
     part: onnx.ModelProto
     key: str
+    work: int
+    """Multiplications of its convolutions: where most time may be, so that it is measured first."""
 
 
 @dataclass(frozen=True)
@@ -77,8 +81,22 @@ def places(
         part = extract(graph.model, nodes, {name: bound.types[name] for name in entering}, leaving)
         settings = [(option.step.rule.name, sorted(option.step.settings.items())) for option in options]
         key = f"{signature(part)} {settings}"
-        found.append(Place(start, tuple(options), nodes, entering, leaving, part, key))
+        found.append(
+            Place(start, tuple(options), nodes, entering, leaving, part, key, _work(graph.model, bound, nodes))
+        )
     return found, left_out
+
+
+def _work(model: Model, bound: Bound, nodes: Iterable[int]) -> int:
+    """Multiplications of the convolutions among the nodes, where their sizes are known."""
+    total = 0
+    for index in nodes:
+        node = model.nodes[index]
+        shape = bound.shape(node.output[0]) if node.op_type == "Conv" else None
+        weight = bound.shape(node.input[1]) if shape is not None else None
+        if shape is not None and weight is not None:
+            total += shape[0] * math.prod(shape[2:]) * math.prod(weight)
+    return total
 
 
 def choose(
@@ -95,7 +113,7 @@ def choose(
     (captured,) = capture(graph.model, entering - feeds.keys(), [feeds], options.runtime)
     measured: dict[str, list[Timing] | str | None] = {}
     counts = Counter(place.key for place in found)
-    most_first = sorted(distinct.items(), key=lambda entry: -counts[entry[0]])
+    most_first = sorted(distinct.items(), key=lambda entry: -counts[entry[0]] * entry[1].work)
     for number, (key, place) in enumerate(most_first):
         progress("measuring candidates", number, len(distinct))
         left = deadline - time.perf_counter()

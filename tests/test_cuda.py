@@ -16,7 +16,7 @@ import numpy as np
 import onnx
 import pytest
 
-import rewriter.choose
+import rewriter.activations
 import rewriter.engine
 import rewriter.equivalence.cut
 import rewriter.equivalence.whole
@@ -122,7 +122,7 @@ def test_optimize_captures_only_what_it_times(cuda: Runtime, monkeypatch: pytest
 
         monkeypatch.setattr(where, "open_session", opened)
 
-    for where in (rewriter.choose, rewriter.engine, rewriter.equivalence.cut, rewriter.equivalence.whole):
+    for where in (rewriter.activations, rewriter.engine, rewriter.equivalence.cut, rewriter.equivalence.whole):
         noted(where, fed)
     noted(rewriter.timing.runners, timed)
     result = optimize(small_network(), RunOptions(cuda.with_options(enable_cuda_graph="1")), budget=8)
