@@ -245,7 +245,7 @@ def test_it_is_made_only_where_it_is_allowed(tmp_path: Path, capsys: pytest.Capt
 
 
 def test_an_unknown_permission_is_bad_input() -> None:
-    with pytest.raises(BadInput, match="there are: contrib-ops"):
+    with pytest.raises(BadInput, match="there are: approximate, contrib-ops"):
         rewriter.RunOptions(allow=frozenset({"anything"}))
 
 

@@ -83,8 +83,7 @@ def test_the_convolution_behind_takes_the_order_in(behind: str, constants: Mappi
     back = check(passed.after, BACK, sizes=SIZES, integers=bits, safety=Safety.EXACT)
     assert_same(model, back.after)
     report = rewriter.rewrite(model, [PASS]).report
-    # The audit does not pair PRelus whose slopes are permuted, and knows only that runs agree.
-    assert report.verdict == ("approximate" if "PRelu" in behind else "equivalent"), report.reason
+    assert report.verdict == "equivalent", report.reason
 
 
 def assert_same(model: onnx.ModelProto, after: onnx.ModelProto) -> None:
