@@ -21,7 +21,7 @@ Conditions: 2-D, constant weights.  pad: float32; nothing else reads the channel
 that); no tensor gets more than twice its blocks.  pieces: nobody else reads what is taken apart.  columns: only dense
 convolutions read what is picked, and need at most four times the multiplications.  repeat: the depthwise convolution
 keeps positions, and nobody else reads what is between; both activations are Relu, or there is none behind it.
-What `optimize` measures: every way that applies.
+What `optimize` measures: on the CPU, every way that applies.
 Safety: EXACT for pieces; FINITE for the others, which insert zeros.
 Source: ONNX Runtime's NCHWc transformer (DESIGN, ORT).
 """
@@ -80,6 +80,8 @@ class AlignConcat(Pass):
         check_one_of(settings["way"], f"{self.name}.way", _WAYS)
 
     def choices(self, graph: Graph, found: Match) -> tuple[Settings, ...]:
+        start = graph.model.nodes[found.node].output[0]
+        require(graph.provider == "cpu", "only the CPU's kernels compute channels in blocks", start, matched=0)
         ways: list[Settings] = []
         nearest: Declined | None = None
         for way in _WAYS:

@@ -15,8 +15,8 @@ Settings: `width` = channels per group to fill up to, `groups` = groups to add u
 the multiplications decide.  `multiple` = 4.  `block` = channels that the fast path computes together; 0 is this
 machine's.
 Conditions: 2-D, float32; constant weights; nothing else reads the channels (`rewriter inspect --channels` shows that).
-What `optimize` measures: the combinations of width, groups and merge that take the fewest multiplications; nothing on
-maps of one position.
+What `optimize` measures: on the CPU, the combinations of width, groups and merge that take the fewest multiplications;
+nothing on maps of one position.
 Safety: FINITE.  What the new channels carry is finite where the activations are, and meets zeros.
 Source: what is fast says ONNX Runtime's NCHWc transformer; components as in Fang et al., "DepGraph" (2023), which
 prunes channels where this adds some.
@@ -80,6 +80,8 @@ class PadChannels(Pass):
                 raise BadInput(f"{self.name}.{key} is {value}: it must be {least} or more.")
 
     def choices(self, graph: Graph, found: Match) -> tuple[Settings, ...]:
+        start = graph.model.nodes[found.node].output[0]
+        require(graph.provider == "cpu", "only the CPU's kernels compute channels in blocks", start, matched=0)
         need = _needed(graph, found.node, dict(self.defaults))
         if need.grouped is None:
             sizes = [size for band in need.component.bands for size in (graph.sizes(band.tensors[0]) or (None,))[2:]]

@@ -283,7 +283,7 @@ def test_a_candidate_in_the_noise_says_how_much_noise(effect: float | None, said
     candidate: Any = SimpleNamespace(
         step=SimpleNamespace(rule=SimpleNamespace(name="regroup")), rewrite=SimpleNamespace(site="y", summary="s")
     )
-    place = Place("y", (candidate,), frozenset(), (), (), onnx.ModelProto(), "key")
+    place = Place("y", (candidate,), frozenset(), (), (), onnx.ModelProto(), "key", 1)
     winner, (attempt,) = _decide(place, [measured], "y")
     assert (winner, attempt.outcome) == (None, "not_worth_it")
     assert said in attempt.reason
