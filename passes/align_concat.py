@@ -23,7 +23,7 @@ convolutions read what is picked, and need at most four times the multiplication
 keeps positions, and nobody else reads what is between; both activations are Relu, or there is none behind it.
 What `optimize` measures: on the CPU, every way that applies.
 Safety: EXACT for pieces; FINITE for the others, which insert zeros.
-Source: ONNX Runtime's NCHWc transformer (DESIGN, ORT).
+Source: ONNX Runtime's NCHWc transformer, which converts what has whole blocks of channels.
 """
 
 from __future__ import annotations
