@@ -12,7 +12,6 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Final
 
 import numpy as np
 import onnx
@@ -30,9 +29,6 @@ from rewriter.equivalence.records import Grade, LevelResult, failed, not_applica
 from rewriter.equivalence.regions import Region, Side
 from rewriter.equivalence.rows import rows_by_position, same_rows
 from rewriter.equivalence.unchanged import Changed, changed_constants
-
-_NEAR: Final = 1e-6
-"""Of the largest signature of a channel: what rounding may put between those of two channels that are the same."""
 
 
 @dataclass(frozen=True)
@@ -233,14 +229,12 @@ def _matched(old: NDArray[np.number], new: NDArray[np.number]) -> Alike:
 
 
 def _nearest(few: NDArray[np.number], many: NDArray[np.number]) -> Integers:
-    """For each entry of one ascending sequence the place of a near one in another: each its own, in order."""
-    slack = _NEAR * float(np.abs(many).max(initial=0))
+    """For each entry of one ascending sequence the place of the nearest in another: each its own, in order."""
     found = np.empty(len(few), np.int64)
     place = 0
     for at, value in enumerate(few):
         last = len(many) - (len(few) - at)  # leaves enough for those to come
-        while place < last and many[place] < value - slack:
-            place += 1
+        place += int(np.argmin(np.abs(many[place : last + 1] - value)))
         found[at] = place
         place += 1
     return found
