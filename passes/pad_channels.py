@@ -53,7 +53,7 @@ from rewriter import (
     relabel,
     require,
 )
-from rewriter.conv import Ints, joined, pad_groups
+from rewriter.conv import Ints, is_identity, joined, pad_groups
 
 _MOST = 3
 """Combinations that are measured."""
@@ -279,14 +279,10 @@ def _through_concats(need: Need, found: dict[int, Ints], multiple: int, where: s
         agrees = number not in found or number in need.narrow or np.array_equal(found[number], leaving)
         require(agrees, f"the channels behind Concat '{link.leaving}' are grouped otherwise than those before", where)
         found[number] = leaving
-    changed = {number: e for number, e in found.items() if not _same(need, number, e)}
+    sizes = {band.number: band.channels for band in need.component.bands}
+    changed = {number: e for number, e in found.items() if not is_identity(e, sizes[number])}
     require(changed, "there is nothing to fill up", where)
     return changed
-
-
-def _same(need: Need, number: int, embedding: Ints) -> bool:
-    band = next(band for band in need.component.bands if band.number == number)
-    return len(embedding) == band.channels and bool((embedding == np.arange(band.channels)).all())
 
 
 def _summary(need: Need, way: Way | None, embeddings: dict[int, Ints]) -> str:

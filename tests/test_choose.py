@@ -1,0 +1,45 @@
+"""Which rewrites `optimize` keeps of those that exclude each other, and which blocks it takes for equal."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from programs import program
+from rewriter.choose import Choice, compatible
+from rewriter.context import neighbourhood
+from rewriter.model import Model
+from rewriter.propose import Applied, Step
+from rewriter.registry import pass_named
+from rewriter.rule import Rewrite, Safety
+from timings import timing
+
+
+def choice(site: str, before_ms: float, after_ms: float, removed: frozenset[int]) -> Choice:
+    made = Rewrite("regroup", site, Safety.EXACT, removed, 0, (), (), "a -> b")
+    measured = replace(timing(before_ms / after_ms, "FASTER"), before_ms=before_ms, after_ms=after_ms)
+    return Choice(Applied(Step(pass_named("regroup")), made), measured, site)
+
+
+def test_of_two_that_exclude_each_other_the_one_that_saves_more_time_is_kept() -> None:
+    """2 of 10 ms are more than half of 1 ms, though the ratio is smaller."""
+    wide = choice("wide", 10.0, 8.0, frozenset({1, 2, 3}))
+    narrow = choice("narrow", 1.0, 0.5, frozenset({2}))
+    apart = choice("apart", 1.0, 0.9, frozenset({7}))
+    kept, rest = compatible([narrow, wide, apart])
+    assert [entry.measured_at for entry in kept] == ["wide", "apart"]
+    assert [entry.measured_at for entry in rest] == ["narrow"]
+
+
+def test_equal_blocks_have_equal_neighbourhoods_however_many_come_behind() -> None:
+    blocks = [
+        f"c{n} = Conv (r{n}, w) i{n} = Relu (c{n}) d{n} = Conv (i{n}, w) a{n} = Add (d{n}, r{n}) r{n + 1} = Relu (a{n})"
+        for n in range(6)
+    ]
+    body = f"r0 = Conv (x, w) {' '.join(blocks)} y = Conv (r6, w)"
+    model = Model.load(program(body, w=np.ones((8, 8, 1, 1), np.float32)))
+    makers = {node.output[0]: index for index, node in enumerate(model.nodes)}
+    around = [sorted(model.nodes[at].op_type for at in neighbourhood(model, [makers[f"d{n}"]])) for n in range(1, 5)]
+    assert all(kinds == around[0] for kinds in around)
+    assert "Add" in around[0]
