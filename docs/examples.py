@@ -157,6 +157,17 @@ EXAMPLES: Mapping[str, Example] = {
             "together": _integers(1, 12, 8, 8),
         },
     ),
+    "expand-gate": Example(
+        "squeeze and excitation",
+        """(float[1,4,8,8] x) => (float[1,4,8,8] y) {
+            m = GlobalAveragePool (x)
+            t = Conv (m, w)
+            s = Sigmoid (t)
+            u = Mul (x, s)
+            y = Conv (u, v)
+        }""",
+        {"w": (4, 4, 1, 1), "v": (4, 4, 1, 1)},
+    ),
     "fold-affine": Example(
         "a scale before and a BatchNormalization behind",
         """(float[1,4,8,8] x) => (float[1,8,8,8] y) {

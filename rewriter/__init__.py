@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from rewriter.channels import Component as Component
     from rewriter.channels import Link as Link
     from rewriter.checks import check_one_of as check_one_of
+    from rewriter.constants import is_constant as is_constant
     from rewriter.conv import ChannelMix as ChannelMix
     from rewriter.convmaps import conv_map as conv_map
     from rewriter.convmaps import full_window as full_window
@@ -99,6 +100,7 @@ if TYPE_CHECKING:
     from rewriter.proof import prove as prove
     from rewriter.relabelling import Emit as Emit
     from rewriter.relabelling import Names as Names
+    from rewriter.relabelling import Relabelled as Relabelled
     from rewriter.relabelling import relabel as relabel
     from rewriter.repeating import repeat_channels as repeat_channels
     from rewriter.rewired import emit_wiring as emit_wiring
@@ -152,6 +154,7 @@ _HOME = {
     "channelflow": "channel_components",
     "channels": "Band Channels Component Link",
     "checks": "check_one_of",
+    "constants": "is_constant",
     "conv": "ChannelMix",
     "convmaps": "conv_map full_window on_axes spatial_sizes with_geometry",
     "delimit": "closure closure_of_reads shape_readers",
@@ -174,7 +177,7 @@ _HOME = {
     "picking": "picks_near",
     "pieces": "Taken read_everything take_pieces",
     "proof": "Layout prove",
-    "relabelling": "Emit Names relabel",
+    "relabelling": "Emit Names Relabelled relabel",
     "rewiring": "Wiring wiring_of wirings",
     "rewired": "emit_wiring",
     "rewiring_plan": "Plan plan_wiring",

@@ -17,6 +17,8 @@ from rewriter.names import Names
 
 _INTEGER_CONSTANTS = 9
 """The first opset whose Constant may be of integers; before, float64 and a Cast hold every size."""
+_RESIZE_WITH_MODES = 11
+"""The first opset whose Resize says how positions are found; up to 12 it also needs a region, which may be empty."""
 _BOUNDS = ("start", "stop", "axis")
 _AXES_AS_INPUT = {"ReduceSum": 13, "Split": 13, "Squeeze": 13, "Unsqueeze": 13, "ReduceMean": 18, "Slice": 10}
 
@@ -65,7 +67,7 @@ class Builder:
         return self.constant(np.asarray(sizes, np.int64), hint)
 
     def node(
-        self, op_type: str, inputs: Sequence[str], hint: str, output: str | None = None, **attrs: int | list[int]
+        self, op_type: str, inputs: Sequence[str], hint: str, output: str | None = None, **attrs: int | list[int] | str
     ) -> str:
         """Add a node of the default domain; gives its output's name (`output`, or a fresh one from `hint`)."""
         result = output or self._names.fresh(f"{self._prefix}/{hint}")
@@ -128,11 +130,17 @@ class Builder:
         self.nodes.append(node)
         return str(node.output[0])
 
-    def replay(self, original: onnx.NodeProto, inputs: Sequence[str]) -> list[str]:
-        """A copy of a node (its name, attributes, metadata) that reads `inputs`; gives its outputs' fresh names."""
+    def replay(self, original: onnx.NodeProto, inputs: Sequence[str], *, keep: bool = False) -> list[str]:
+        """A copy of a node (its name, attributes, metadata) that reads `inputs`; gives its outputs' fresh names.
+
+        With `keep` they are the original's: the copy takes its place.
+        """
         node = onnx.NodeProto()
         node.CopyFrom(original)
         node.input[:] = inputs
+        if keep:
+            self.nodes.append(node)
+            return list(node.output)
         hint = f"{self._prefix}/{original.op_type.lower()}"
         node.output[:] = [self._names.fresh(hint) if name else "" for name in original.output]
         self.nodes.append(node)
@@ -200,6 +208,15 @@ class Builder:
             self.shape_constant([n], f"{hint}/{k}") for n, k in ((start, "start"), (stop, "stop"), (axis, "axis"))
         ]
         return self.node("Slice", [x, *bounds], hint, output)
+
+    def repeat(self, x: str, factors: Sequence[int], hint: str, output: str | None = None) -> str:
+        """Resize by whole factors, one per axis, that repeats every element; there is no Resize before opset 10."""
+        scales = self.constant(np.asarray(factors, np.float32), f"{hint}/scales")
+        if self._model.opset < _RESIZE_WITH_MODES:
+            return self.node("Resize", [x, scales], hint, output, mode="nearest")
+        region = "" if self._model.opset > _RESIZE_WITH_MODES + 1 else self.constant(np.zeros(0, np.float32), "region")
+        modes = {"coordinate_transformation_mode": "asymmetric", "mode": "nearest", "nearest_mode": "floor"}
+        return self.node("Resize", [x, region, scales], hint, output, **modes)
 
     def sizes_of(self, x: str, axes: Sequence[int], hint: str) -> list[str]:
         """Run-time sizes of the tensor's axes, each a one-element int64 vector."""

@@ -11,6 +11,7 @@ from rewriter.constants import is_constant
 from rewriter.model import Model
 
 _UP, _DOWN = 6, 8  # nodes to walk at most, each way
+_BETWEEN = 12  # nodes at most that are taken in because they stand between two of the others
 _JOINS = 1  # residual additions to walk through: beyond, equal blocks would differ by how many come behind them
 
 
@@ -22,12 +23,33 @@ def neighbourhood(model: Model, region: Iterable[int]) -> frozenset[int]:
     """
     chosen = set(region)
     for index in sorted(chosen):
-        for name in model.nodes[index].input[:1]:
+        node = model.nodes[index]
+        for name in node.input[:1] if node.op_type == "Conv" else node.input:
             _walk_up(model, name, chosen)
     for index in sorted(set(region)):
         for name in model.nodes[index].output:
             _walk_down(model, name, chosen)
-    return frozenset(chosen)
+    return frozenset(chosen | _between(model, chosen))
+
+
+def _between(model: Model, chosen: set[int]) -> set[int]:
+    """Nodes on the way from one chosen node to another, if few: a tensor that left and came back would be both ends."""
+    first, last = min(chosen), max(chosen)
+    behind: set[int] = set()
+    todo = [name for index in chosen for name in model.nodes[index].output]
+    while todo:
+        for reader in model.wiring.readers(todo.pop()):
+            if first < reader < last and reader not in behind | chosen:
+                behind.add(reader)
+                todo += model.nodes[reader].output
+    before: set[int] = set()
+    todo = [name for index in chosen for name in model.nodes[index].input]
+    while todo:
+        maker = model.wiring.producer(todo.pop())
+        if maker is not None and maker in behind and maker not in before:
+            before.add(maker)
+            todo += model.nodes[maker].input
+    return before if len(before) <= _BETWEEN else set()
 
 
 def _walk_up(model: Model, tensor: str, chosen: set[int]) -> None:

@@ -25,7 +25,7 @@ from rewriter.timing import MINIMUM_PAIRS, Contender, Timing, compare
 
 Progress = Callable[[str, int, int], None]
 
-_MEASURE_SHARE = 0.4
+_MEASURE_SHARE = 0.5
 """Part of the budget that goes into measuring candidates; the timing of the whole model and the audit get the rest."""
 _TIMING_SHARE = 0.25
 _AUDIT_SHARE = 0.25  # kept for the audit where more candidates could be measured than fit into their part

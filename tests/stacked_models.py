@@ -16,6 +16,10 @@ _ATTENTION = (
     "g = ReduceMean <axes = [2, 3]> (s) f = Conv (g, k) q = Reshape (f, to) a = Softmax <axis = 1> (q) "
     "m = Mul (t, a) z = ReduceSum <keepdims = 0> (m, one) y = Conv (z, v)"
 )
+_GATE = (
+    "c = Conv (x, w) g = GlobalAveragePool (c) i = Conv (g, d) j = Relu (i) k = Conv (j, e) s = Sigmoid (k) "
+    "m = Mul (s, c) y = Conv (m, v)"
+)
 _PARTS = (
     "a = Conv <group = 8> (x, w) b = Conv <group = 8> (x, v) t = Concat <axis = 1> (a, b) y = Gather <axis = 1> (t, o)"
 )
@@ -30,10 +34,11 @@ def stacked_models() -> dict[str, onnx.ModelProto]:
     return {
         "stack": program(f"{_STACK} y = Conv (s, v)", x=x, opset=17, **weights),
         "attention": program(_STACK + _ATTENTION, x=x, opset=17, k=(16, 8, 1, 1), to=[0, 2, 8, 1, 1], **weights),
+        "gate": program(_GATE, x=x, opset=17, w=(8, 8, 3, 3), d=(6, 8, 1, 1), e=(8, 6, 1, 1), v=(5, 8, 1, 1)),
         "multiplier": program(multiplier, x=x, w=(24, 1, 3, 3), b=(24,), v=(5, 24, 1, 1)),
         "multiplier parts": program(_PARTS, x=x, w=(8, 1, 3, 3), v=(8, 1, 3, 3), o=order),
     }
 
 
-APART = frozenset({"merge-multiplier", "reduce-mean-to-global-pool", "split-multiplier", "sum-of-stack"})
+APART = frozenset({"expand-gate", "merge-multiplier", "reduce-mean-to-global-pool", "split-multiplier", "sum-of-stack"})
 """Passes that apply to these models, where the laws' own have nothing for them."""

@@ -40,7 +40,7 @@ CHAINS = {chain.name: chain for chain in conversions().values()}
 REFUSALS = {f"{source} -> {target}": (source, no) for (source, target), no in WHY_NOT.items() if no.tried}
 DRAWN = [name for name in FORMS if name not in ONLY_MADE]
 
-NO_CONVERSION = {"absorb-shuffle", "align-concat", "cancel-layout-pairs", "pad-channels"}
+NO_CONVERSION = {"absorb-shuffle", "align-concat", "cancel-layout-pairs", "expand-gate", "pad-channels"}
 """Passes that leave a convolution in its form."""
 # What is also of another form: neighbours, spatial axes and branches say nothing about groups and rank.
 _ANY = {"conv1d", "conv3d", "affine", "padded", "folded", "activated", "add_chain", "mean", "pooled"}

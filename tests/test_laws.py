@@ -48,6 +48,7 @@ SETTINGS: dict[str, tuple[Settings, ...]] = {
     "conv3d-to-conv2d": ({}, {"kind": "temporal"}),
     "dense-to-grouped": ({}, {"shuffle": "none"}),
     "depthwise-sum-to-grouped": ({}, {"shuffle": "gather"}, {"shuffle": "reshape"}, {"shuffle": "producer"}),
+    "expand-gate": ({}, {"multiple": 0}, {"multiple": 8}),
     "fold-affine": ({},),
     "fuse-conv-activation": ({},),
     "fuse-separable": ({}, {"border": "exact"}),

@@ -17,10 +17,14 @@ from rewriter.constants import Array, constant
 from rewriter.equivalence.fused import functions, is_conv, is_transposed, standing_for
 from rewriter.equivalence.precision import significand_bits
 from rewriter.equivalence.regions import Region, Side
+from rewriter.equivalence.repeats import interpolates
 from rewriter.region import extract
 from rewriter.session import Runtime, open_session, run
 from rewriter.shapes import Shape
 from rewriter.wiring import used_names
+
+_RESIZES = frozenset({"Resize", "Upsample"})
+_INTERPOLATES = "Resize that interpolates"
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,14 +101,17 @@ def cut(
             value = constant(side.model, name)
             assert value is not None
             values[name] = value
-    weights = {name: value for name, value in values.items() if significand_bits(_code(value))}
+    factors = {name for node in kept if node.op_type in _RESIZES for name in node.input[1:]}  # never weights
+    weights = {name: value for name, value in values.items() if significand_bits(_code(value)) and name not in factors}
     fixed = {name: value for name, value in values.items() if name not in weights}
     used = used_names(kept) | set(region.outputs)
     inputs = [value for value in proto.graph.input if value.name in used]
     del proto.graph.input[:]
     proto.graph.input.extend(inputs)
     own = functions(side.model)
-    operators = frozenset(name for node in kept for name in standing_for(node, own))
+    operators = frozenset(
+        name for node in kept for name in ([_INTERPOLATES] if interpolates(node) else standing_for(node, own))
+    )
     return Cut(side.name, proto, weights, fixed, operators)
 
 

@@ -25,6 +25,7 @@ from rewriter.equivalence.fused import ending, is_conv, is_default, is_fused_con
 from rewriter.equivalence.precision import significand_bits
 from rewriter.equivalence.reference import require_zero_padding, run_reference
 from rewriter.equivalence.regions import Side
+from rewriter.equivalence.repeats import resize
 from rewriter.session import reason
 from rewriter.shapes import Shape, reshape_target
 
@@ -37,7 +38,7 @@ MOVES = frozenset(
 SUMS = frozenset(
     {"ReduceSum", "ReduceMean", "GlobalAveragePool", "Sum", "Add", "Sub", "Neg", "Mul", "Div", "BatchNormalization"}
 )
-LINEAR = MOVES | SUMS | {"Conv", "ConvTranspose", "Dropout", "Cast", "Shape", "Size", "Constant"}
+LINEAR = MOVES | SUMS | {"Conv", "ConvTranspose", "Dropout", "Cast", "Resize", "Shape", "Size", "Constant"}
 """Operators that can be linear in their run-time operand; whether a node is depends on its other operands."""
 
 
@@ -392,6 +393,7 @@ _HANDLERS: Mapping[str, Callable[[Evaluation, onnx.NodeProto, Sequence[Value | N
     "Mul": _multiply,
     "Div": _multiply,
     "BatchNormalization": _batch_normalization,
+    "Resize": resize,
     "Conv": _conv,
     "ConvTranspose": _conv,
 }
