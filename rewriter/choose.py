@@ -22,6 +22,7 @@ from rewriter.rule import Attempt, Outcome
 from rewriter.session import SessionFailed
 from rewriter.shapes import Bound
 from rewriter.timing import Contender, Timing, compare
+from rewriter.tuning import Memory
 
 _BLOCK_SECONDS = 0.01
 _WARMUP_SECONDS = 0.05
@@ -29,7 +30,7 @@ _MOST_SECONDS, _LEAST_SECONDS = 4.0, 0.4
 _BRIEF_SHARE = 0.3  # of a place's time, for a first look at all candidates
 _LOSING, _FAR_SLOWER = 0.97, 0.9  # speed-ups below which a first look is enough, with and without an interval
 _DOUBTFUL, _FINE = 1.02, 0.01  # speed-up in the noise that earns a third look, and the half-width asked of it
-_LIKELY = 1.05  # speed-up in the noise that is worth a trial in the whole model
+_LIKELY = 1.02  # speed-up in the noise that is worth a trial in the whole model
 BUDGET_SPENT = (
     "No time was left to measure it, besides what the timing of the whole model and the audit may take: raise --budget."
 )
@@ -100,32 +101,47 @@ def _work(model: Model, bound: Bound, nodes: Iterable[int]) -> int:
 
 
 def choose(
-    graph: Graph, found: Sequence[Place], feeds: Feeds, options: RunOptions, deadline: float, progress: Progress
+    graph: Graph,
+    found: Sequence[Place],
+    feeds: Feeds,
+    options: RunOptions,
+    deadline: float,
+    progress: Progress,
+    memory: Memory | None = None,
 ) -> tuple[list[Choice], list[Attempt], list[Place]]:
     """Measure each distinct place once; gives the winners, one per place at most, and what became of the others.
 
-    `deadline` is a time of `time.perf_counter`; the places that it leaves no time for come last, they are not guessed.
+    What `memory` knows is not measured again.  `deadline` is a time of `time.perf_counter`; the places that it leaves
+    no time for come last, they are not guessed.
     """
     distinct: dict[str, Place] = {}
     for place in found:
         distinct.setdefault(place.key, place)
-    entering = {name for place in distinct.values() for name in place.entering}
-    (captured,) = capture(graph.model, entering - feeds.keys(), [feeds], options.runtime)
     measured: dict[str, list[Timing] | str | None] = {}
+    if memory is not None:
+        known = {key: memory.recall(key, place.candidates) for key, place in distinct.items()}
+        measured |= {key: timings for key, timings in known.items() if timings is not None}
+    entering = {name for key, place in distinct.items() if key not in measured for name in place.entering}
+    captured: Feeds = {}
+    if entering:
+        (captured,) = capture(graph.model, entering - feeds.keys(), [feeds], options.runtime)
     counts = Counter(place.key for place in found)
-    most_first = sorted(distinct.items(), key=lambda entry: -counts[entry[0]] * entry[1].work)
+    fresh = [entry for entry in distinct.items() if entry[0] not in measured]
+    most_first = sorted(fresh, key=lambda entry: -counts[entry[0]] * entry[1].work)
     for number, (key, place) in enumerate(most_first):
-        progress("measuring candidates", number, len(distinct))
+        progress("measuring candidates", number, len(fresh))
         left = deadline - time.perf_counter()
         if left < _LEAST_SECONDS:
             measured[key] = None
             continue
-        seconds = min(_MOST_SECONDS, max(_LEAST_SECONDS, left / (len(distinct) - number)))
+        seconds = min(_MOST_SECONDS, max(_LEAST_SECONDS, left / (len(fresh) - number)))
         try:
-            measured[key] = _measure(graph.model, place, captured, options, seconds)
+            timings = measured[key] = _measure(graph.model, place, captured, options, seconds)
+            if memory is not None:
+                memory.note(key, place.candidates, timings)
         except SessionFailed as error:
             measured[key] = f"It could not be measured: {error}"
-    progress("measuring candidates", len(distinct), len(distinct))
+    progress("measuring candidates", len(fresh), len(fresh))
     choices: list[Choice] = []
     attempts: list[Attempt] = []
     late: list[Place] = []
@@ -140,6 +156,10 @@ def choose(
         choice, others = _decide(place, result, distinct[place.key].start)
         attempts += others
         choices += [choice] if choice else []
+        if memory is not None:
+            memory.same(place.key, place.candidates)
+            if choice:
+                memory.took(place.key)
     return choices, attempts, late
 
 

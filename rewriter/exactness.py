@@ -140,7 +140,7 @@ def stored(runtime: Runtime) -> Exactness | None:
 
     Raises NotVerified where ONNX Runtime has no such provider.
     """
-    setting = _setting(runtime)
+    setting = setting_of(runtime)
     try:
         found = Exactness.model_validate_json(_file(setting).read_bytes())
     except (OSError, ValidationError):
@@ -154,7 +154,7 @@ def probe(runtime: Runtime, execute: Execute | None = None) -> Exactness:
     The options are those of an audit of the runtime.  `execute` runs the models in place of ONNX Runtime.  Raises
     NotVerified where the provider cannot be used, which is no finding about its kernels.
     """
-    setting = _setting(runtime)
+    setting = setting_of(runtime)
     if execute is None:
         _require_running(runtime)
     exercises: dict[tuple[str, Precision], Exercise] = {}
@@ -236,7 +236,8 @@ def _asked(results: tuple[CaseResult, ...]) -> tuple[Question, ...]:
     return tuple((result.name, result.precision, result.level) for result in results)
 
 
-def _setting(runtime: Runtime) -> Setting:
+def setting_of(runtime: Runtime) -> Setting:
+    """The machine and the runtime as their answers are stored by.  Raises NotVerified without the provider."""
     require_provider(runtime)
     preload(runtime.provider)
     record = PROVIDERS[runtime.provider]
@@ -278,6 +279,11 @@ def _cublas() -> str | None:
             ask.restype = ctypes.c_size_t
             return str(ask())
     return None
+
+
+def processor() -> str:
+    """The processor's name, with a digest of its instruction sets: what ONNX Runtime and NumPy choose kernels by."""
+    return f"{_processor()} ({_instructions()})"
 
 
 def _processor() -> str:

@@ -23,6 +23,7 @@ from rewriter.model import Model
 from rewriter.options import RunOptions
 from rewriter.propose import Applied, Step, ask, combine, forbidden, refusal
 from rewriter.rule import Attempt, Declined, Settings
+from rewriter.tuning import Memory
 
 _ROUNDS = 3
 """A convolution can be recognised, then regrouped; no more turns are needed than that and one to see it is done."""
@@ -42,6 +43,7 @@ def search(
     seconds: float,
     most: float,
     progress: Progress,
+    memory: Memory | None = None,
 ) -> tuple[Model, list[Applied], list[Attempt]]:
     """Rounds of proposing and measuring until nothing more is faster or `seconds` are spent.
 
@@ -60,7 +62,7 @@ def search(
     for number, phase in enumerate(phases, 1):
         share = 1.0 if number == len(phases) else _BEFORE_LAST
         until = (begin + share * seconds, begin + share * most)
-        current, done, others = _rounds(current, phase, settings, options, inputs, until, progress)
+        current, done, others = _rounds(current, phase, settings, options, inputs, until, progress, memory)
         applied += done
         attempts += others
     return current, applied, attempts + [attempt for found in refused.values() for attempt in found]
@@ -74,6 +76,7 @@ def _rounds(
     inputs: Inputs,
     until: tuple[float, float],
     progress: Progress,
+    memory: Memory | None,
 ) -> tuple[Model, list[Applied], list[Attempt]]:
     """Rounds of some of the passes, up to `until`: two times of `time.perf_counter`, the later where some are left."""
     begin = time.perf_counter()
@@ -104,7 +107,7 @@ def _rounds(
             break
         found, left_out = places(graph, candidates, inputs.feeds)
         attempts += left_out
-        choices, others, left = choose(graph, found, inputs.feeds, options, deadline, progress)
+        choices, others, left = choose(graph, found, inputs.feeds, options, deadline, progress, memory)
         attempts += others
         late = {place.start: place.candidates for place in left}
         kept, clashing = compatible(choices)

@@ -234,7 +234,7 @@ def test_a_gpu_that_nobody_can_name_is_not_stored(fake_cuda: None, few: None, mo
 def test_gpus_of_different_kinds_are_told_apart(fake_cuda: None, monkeypatch: pytest.MonkeyPatch) -> None:
     pretend_gpus(monkeypatch, "A", "B")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
-    assert module._setting(Runtime("cuda", provider_options=(("device_id", "0"),))).device == (
+    assert module.setting_of(Runtime("cuda", provider_options=(("device_id", "0"),))).device == (
         "device 0 of A, B (1 visible)"
     )
 
@@ -280,7 +280,7 @@ def test_options_that_audits_override_share_a_file(fake_cuda: None, few: None) -
 def test_without_the_variable_it_lies_in_the_users_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("REWRITER_CACHE")
     monkeypatch.setattr(platformdirs, "user_cache_dir", lambda name: str(tmp_path / name))
-    assert module._file(module._setting(Runtime())).parent == tmp_path / "onnx-conv-rewriter" / "exactness"
+    assert module._file(module.setting_of(Runtime())).parent == tmp_path / "onnx-conv-rewriter" / "exactness"
 
 
 # The line
@@ -310,13 +310,13 @@ WRONG: dict[str, Any] = {"exact": False, "wrong": 2, "largest_error": 1.0}
     ],
 )
 def test_summary(results: list[CaseResult], line: str) -> None:
-    found = Exactness(**module._setting(Runtime()).model_dump(), cases=tuple(results))
+    found = Exactness(**module.setting_of(Runtime()).model_dump(), cases=tuple(results))
     assert found.summary() == f"float32: {line}"
 
 
 def test_summary_names_three_at_most() -> None:
     bad = tuple(result(name, **WRONG) for name in "abcd")
-    found = Exactness(**module._setting(Runtime()).model_dump(), cases=(*bad, result("e")))
+    found = Exactness(**module.setting_of(Runtime()).model_dump(), cases=(*bad, result("e")))
     assert found.summary().count("(") == 3
     assert found.summary().endswith(" and 1 more")
 
