@@ -44,7 +44,7 @@ def census(model: bytes | Path | onnx.ModelProto, runtime: Runtime, *, external_
         optimized = Path(folder) / "optimized.onnx"
         open_session(model, runtime, external_folder=external_folder, optimized_to=optimized)
         graph = onnx.load(optimized, load_external_data=False).graph
-    kinds = Counter(map(_kind, _nodes(graph)))
+    kinds = Counter(map(kind_of, _nodes(graph)))
     return Census(dict(sorted(kinds.items())))
 
 
@@ -75,7 +75,8 @@ def _takes_fast_path(channels_per_group: int) -> bool:
     return census(model, Runtime())[_NCHWC_CONV] > 0
 
 
-def _kind(node: onnx.NodeProto) -> str:
+def kind_of(node: onnx.NodeProto) -> str:
+    """Its operator, with the domain where that is not the default one."""
     return node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}:{node.op_type}"
 
 

@@ -135,22 +135,27 @@ def open_session(
     external_folder: Path | None = None,
     spin: bool = False,
     optimized_to: Path | None = None,
+    profiled_to: Path | None = None,
     cpu_fallback: bool = True,
 ) -> ort.InferenceSession:
     """Load `model` into ONNX Runtime, exactly as `runtime` says.
 
     A path is opened by ONNX Runtime itself, which looks for external data beside it; for bytes and protos
     `external_folder` is where it looks. `optimized_to` saves the graph as ONNX Runtime optimized it, weights in a data
-    file beside it. With `spin`, idle worker threads wait actively during a run, as in ONNX Runtime's default, but stop
-    when the run ends, so that sessions do not disturb each other; without it they sleep.  Operators that the provider
-    has no kernel for run on the CPU, as they do for users; without `cpu_fallback` such a model is refused.
-    Raises NotVerified where the provider is missing, SessionFailed where the model cannot be loaded.
+    file beside it. `profiled_to` starts the name of the file that `end_profiling` writes. With `spin`, idle worker
+    threads wait actively during a run, as in ONNX Runtime's default, but stop when the run ends, so that sessions do
+    not disturb each other; without it they sleep.  Operators that the provider has no kernel for run on the CPU, as
+    they do for users; without `cpu_fallback` such a model is refused.  Raises NotVerified where the provider is
+    missing, SessionFailed where the model cannot be loaded.
     """
     if not available(runtime.provider):
         raise NotVerified(explain(runtime.provider))
     preload(runtime.provider)
     wanted = PROVIDERS[runtime.provider].onnxruntime
     options = _options(runtime, external_folder, spin, optimized_to)
+    if profiled_to is not None:
+        options.enable_profiling = True
+        options.profile_file_prefix = str(profiled_to)
     if not cpu_fallback:
         leave_nothing_to_the_cpu(options, wanted)
     source = str(model) if isinstance(model, Path) else _serialised(model)
