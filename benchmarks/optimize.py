@@ -51,7 +51,7 @@ def main() -> None:
     rows: list[dict[str, object]] = []
     environment: dict[str, str] = {}
     for name in arguments.names:
-        report = rewriter.optimize(zoo_model(name), options, budget=arguments.budget).report
+        report = rewriter.optimize(zoo_model(name), options, budget=arguments.budget, records=False).report
         environment = report.environment
         rows.append(_row(name, report))
         RESULTS.parent.mkdir(exist_ok=True)
