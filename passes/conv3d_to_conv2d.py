@@ -153,10 +153,27 @@ class _Merged(_View):
         return _WIDTH
 
     def enter(self, build: Builder, x: str) -> str:
-        return build.reshape(x, [0, 0, 0, -1], "enter")
+        if self._inferred:
+            return build.reshape(x, [0, 0, 0, -1], "enter")
+        height, width = self._sides(build)
+        if isinstance(height, int) and isinstance(width, int):
+            return build.reshape(x, [0, 0, 0, height * width], "enter")
+        factors = [build.shape([size], "side") if isinstance(size, int) else size for size in (height, width)]
+        return build.reshape(x, [0, 0, 0, build.node("Mul", factors, "positions")], "enter")
 
     def leave(self, build: Builder, inner: str, output: str) -> None:
-        build.reshape(inner, [0, 0, 0, *_target(build, [self.common(3), self.common(4)])], "leave", output)
+        sizes = [self.common(3), self.common(4)]
+        sides = _target(build, sizes) if self._inferred else self._sides(build)
+        build.reshape(inner, [0, 0, 0, *sides], "leave", output)
+
+    @property
+    def _inferred(self) -> bool:
+        """Whether Reshape may infer a size: not where what it copies may be a batch of none."""
+        return self.common(0)[0] is not None
+
+    def _sides(self, build: Builder) -> list[int | str]:
+        """Height and width, or one-element vectors that are read where they are not known."""
+        return [_said(build, self.common(axis)) for axis in (3, 4)]
 
 
 class _Frames(_View):
@@ -181,6 +198,12 @@ class _Frames(_View):
 
 _Size = tuple[int | None, str, int]
 """A size where it is known, and the tensor and the axis to read it from where it is not."""
+
+
+def _said(build: Builder, size: _Size) -> int | str:
+    """The size, or the one-element vector that is read where it is not known."""
+    known, tensor, axis = size
+    return known if known is not None else build.sizes_of(tensor, [axis], "size")[0]
 
 
 def _target(build: Builder, sizes: Sequence[_Size]) -> list[int | str]:
