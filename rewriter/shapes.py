@@ -19,6 +19,7 @@ from onnx.reference import ReferenceEvaluator
 
 from rewriter import contrib
 from rewriter.constants import Array, constant, is_constant
+from rewriter.contrib_definitions import defined
 from rewriter.model import Model
 from rewriter.wiring import subgraphs
 
@@ -73,7 +74,7 @@ def bind(model: Model, inputs: Mapping[str, Shape], *, for_every_input: bool = F
     versions = {_domain(entry.domain): entry.version for entry in model.skeleton.opset_import}
     declared = {info.name: info.type for info in model.skeleton.graph.value_info} if not for_every_input else {}
     functions = {(function.domain, function.name) for function in model.skeleton.functions}
-    for node in (_plain(node, functions) for node in model.nodes):
+    for node in (part for whole in model.nodes for part in _plain(whole, functions, types)):
         _constants_of(model, node, types, values)
         value = _evaluate(node, types, values, versions)
         if value is not None:
@@ -126,16 +127,22 @@ def _domain(name: str) -> str:
     return "" if name == "ai.onnx" else name
 
 
-def _plain(node: onnx.NodeProto, functions: Collection[tuple[str, str]]) -> onnx.NodeProto:
-    """The node as ONNX's own tools know it: the default domain's usual spelling, a FusedConv as its Conv."""
-    if contrib.is_fused_conv(node) and (node.domain, node.op_type) not in functions:
-        return contrib.conv_of(node)
+def _plain(
+    node: onnx.NodeProto, functions: Collection[tuple[str, str]], types: Mapping[str, onnx.TypeProto]
+) -> list[onnx.NodeProto]:
+    """The node as ONNX's own tools know it: the default domain's usual spelling, ORT's operators as ONNX's."""
+    if (node.domain, node.op_type) in functions:
+        return [node]
+    if contrib.is_fused_conv(node):
+        return [contrib.conv_of(node)]
+    if node.domain == contrib.DOMAIN:
+        return defined(node, types.get) or [node]
     if node.domain != "ai.onnx":
-        return node
+        return [node]
     copy = onnx.NodeProto()
     copy.CopyFrom(node)
     copy.domain = ""
-    return copy
+    return [copy]
 
 
 def _constants_of(

@@ -153,19 +153,32 @@ def scale(form: Form, factor: NDArray[np.generic]) -> Form:
 
 
 def product(a: Form, b: Form, count: int) -> Form:
-    """Element-wise product of two selections of the first `count` symbols, whatever their order; 0: not covered.
+    """Element-wise product of two forms of the first `count` symbols; 0: not covered.
 
     That of symbols i ≤ j is the symbol `count + i·count + j`.
     """
     for form in (a, b):
-        if form.terms != 1 or form.offset is not None or form.index.max(initial=NOTHING) >= count:
+        if form.index.max(initial=NOTHING) >= count:
             raise Unsupported("two run-time tensors are multiplied that are computed in the region")
     shape = np.broadcast_shapes(a.shape, b.shape)
     a, b = broadcast(a, shape), broadcast(b, shape)
-    low, high = np.minimum(a.index, b.index).astype(np.int64), np.maximum(a.index, b.index).astype(np.int64)
-    index = np.where(low < 0, NOTHING, count + low * count + high)
+    _check_size(shape, (a.terms + 1) * (b.terms + 1))
+    wide = (*shape, a.terms * b.terms)
+    one, other = a.index[..., :, None].astype(np.int64), b.index[..., None, :].astype(np.int64)
+    low, high = np.minimum(one, other), np.maximum(one, other)
+    index = np.where(low < 0, NOTHING, count + low * count + high).reshape(wide)
     scaled = a.coef is not None or b.coef is not None
-    return Form(index, _coef(a) * _coef(b) if scaled else None)
+    coef = (_coef(a)[..., :, None] * _coef(b)[..., None, :]).reshape(wide) if scaled else None
+    found = Form(index, coef)
+    plain = (replace(form, offset=None, magnitude=None, offset_terms=0) for form in (a, b))
+    for form, other_one in zip(plain, (b, a), strict=True):
+        if other_one.offset is not None:
+            found = add(found, scale(form, other_one.offset))
+    if a.offset is None or b.offset is None:
+        return found
+    magnitude = _magnitude(a) * _magnitude(b)
+    terms = a.offset_terms + b.offset_terms + 1
+    return replace(found, offset=a.offset * b.offset, magnitude=magnitude, offset_terms=terms)
 
 
 def negate(form: Form) -> Form:

@@ -22,6 +22,8 @@ from rewriter.equivalence import forms
 from rewriter.equivalence.convs import ConvUse, Family, conv_use, geometry_of, offset_of, upsampled_use
 from rewriter.equivalence.forms import Form, Impossible, Unsupported
 from rewriter.equivalence.fused import ending, is_conv, is_default, is_fused_conv, is_transposed, residual
+from rewriter.equivalence.matrices import constant_product, is_matrix_product, matrix_product
+from rewriter.equivalence.normalization import batch_normalization
 from rewriter.equivalence.precision import significand_bits
 from rewriter.equivalence.reference import require_zero_padding, run_reference
 from rewriter.equivalence.regions import Side
@@ -38,7 +40,8 @@ MOVES = frozenset(
 SUMS = frozenset(
     {"ReduceSum", "ReduceMean", "GlobalAveragePool", "Sum", "Add", "Sub", "Neg", "Mul", "Div", "BatchNormalization"}
 )
-LINEAR = MOVES | SUMS | {"Conv", "ConvTranspose", "Dropout", "Cast", "Resize", "Shape", "Size", "Constant"}
+PRODUCTS = frozenset({"Conv", "ConvTranspose", "MatMul", "Gemm"})
+LINEAR = MOVES | SUMS | PRODUCTS | {"Dropout", "Cast", "Resize", "Shape", "Size", "Constant"}
 """Operators that can be linear in their run-time operand; whether a node is depends on its other operands."""
 
 
@@ -111,8 +114,10 @@ class Evaluation:
         found: dict[Shape, list[tuple[str, int]]] = {}
         for index in self.nodes:
             node = self.side.model.nodes[index]
-            if is_conv(node, self.side.functions) or is_transposed(node, self.side.functions):
+            matrix = is_matrix_product(self.side, node)
+            if matrix or is_conv(node, self.side.functions) or is_transposed(node, self.side.functions):
                 shape = self.shape(node.output[0])
+                shape = (shape[0], shape[-1], *shape[1:-1]) if matrix else shape
                 found.setdefault((shape[0], *shape[2:]), []).append((node.output[0], shape[1]))
         for grid, outputs in found.items():
             family = Family(grid, wide, sum(channels for _, channels in outputs))
@@ -194,6 +199,9 @@ class Evaluation:
         operands = [self.value(name) if name else None for name in node.input]
         if not any(isinstance(operand, Form) for operand in operands):
             self.computed |= node.op_type not in MOVES
+            product = constant_product(node, operands)
+            if product is not None:
+                return [product]
             return self._reference(node, [operand for operand in operands if isinstance(operand, np.ndarray)])
         if node.op_type in SUMS and not self._is_real(node):
             raise Unsupported(f"{node.op_type} '{node.output[0]}' computes with integers, which wrap around and round")
@@ -242,6 +250,10 @@ class Evaluation:
             require_zero_padding(renamed, feeds)
         source = parts[0] if len(parts) == 1 else forms.concatenate(parts)
         return [forms.take(source, np.asarray(found, np.int64)) for found in run_reference(self.side, renamed, feeds)]
+
+    def convolve(self, node: onnx.NodeProto, data: Form, weight: Array) -> Form:
+        """What a Conv node makes of an operand and a weight that are not the values of its inputs."""
+        return _conv(self, node, [data, weight])
 
     def concat(self, node: onnx.NodeProto, operands: Sequence[Value]) -> list[Value]:
         """What the Concat makes of operands that are not the values of its inputs."""
@@ -332,22 +344,6 @@ def _multiply(run: Evaluation, node: onnx.NodeProto, operands: Sequence[Value | 
     raise Unsupported(f"{node.op_type} '{node.output[0]}' combines two run-time tensors")
 
 
-def _batch_normalization(run: Evaluation, node: onnx.NodeProto, operands: Sequence[Value | None]) -> Form:
-    data, *parameters = operands
-    found = attributes(node)
-    if not isinstance(data, Form) or any(not isinstance(value, np.ndarray) for value in parameters):
-        raise Unsupported(f"BatchNormalization '{node.output[0]}' has parameters known only at run time")
-    if found.get("training_mode", 0) or sum(map(bool, node.output)) > 1:
-        raise Unsupported(f"BatchNormalization '{node.output[0]}' is in training mode")
-    column = (-1, *[1] * (len(data.shape) - 2))
-    gain, beta, mean, variance = (np.asarray(value, np.float64).reshape(column) for value in parameters)
-    epsilon = found.get("epsilon", 1e-5)
-    assert isinstance(epsilon, float)
-    centred = forms.add(data, forms.constant_form(-mean, run.dtype))
-    scaled = forms.scale(centred, gain / np.sqrt(variance + np.float32(epsilon).astype(np.float64)))
-    return forms.add(scaled, forms.constant_form(beta, run.dtype))
-
-
 def _conv(run: Evaluation, node: onnx.NodeProto, operands: Sequence[Value | None]) -> Form:
     data, weight, bias = (*operands, None, None)[:3]
     if not isinstance(data, Form) or not isinstance(weight, np.ndarray) or isinstance(bias, Form):
@@ -392,8 +388,10 @@ _HANDLERS: Mapping[str, Callable[[Evaluation, onnx.NodeProto, Sequence[Value | N
     "Neg": _negate,
     "Mul": _multiply,
     "Div": _multiply,
-    "BatchNormalization": _batch_normalization,
+    "BatchNormalization": batch_normalization,
     "Resize": resize,
     "Conv": _conv,
     "ConvTranspose": _conv,
+    "MatMul": matrix_product,
+    "Gemm": matrix_product,
 }

@@ -21,6 +21,7 @@ from rewriter.equivalence import forms
 from rewriter.equivalence.forms import Form, Integers, Unsupported
 from rewriter.equivalence.fused import ending, is_default
 from rewriter.equivalence.linear import Evaluation
+from rewriter.equivalence.opaque import give_alike, is_opaque, opaque_kind, reads_the_same
 from rewriter.equivalence.operators import operator_attributes
 from rewriter.equivalence.regions import Side
 from rewriter.shapes import Shape
@@ -51,9 +52,11 @@ Permuted = Callable[[str, Form, Form], Alike | None]
 
 def inner_elements(side: Side, nodes: Sequence[int]) -> int:
     """Elements of all outputs of operators that may be paired: symbols that pairs may need."""
-    found = (side.model.nodes[index] for index in nodes)
+    found = [side.model.nodes[index] for index in nodes]
     paired = [node for node in found if _is_paired(side, node) or _is_mean(side, node) or multiplies(side, node)]
-    shapes = [side.bound.shape(node.output[0]) for node in paired]
+    names = [node.output[0] for node in paired]
+    names += [name for node in found if is_opaque(side, node) for name in node.output if name]
+    shapes = [side.bound.shape(name) for name in names]
     return sum(math.prod(shape) for shape in shapes if shape is not None)
 
 
@@ -66,6 +69,7 @@ def inner(side: Side, nodes: Sequence[int]) -> list[int]:
         for index in nodes
         if _is_mean(side, side.model.nodes[index])
         or multiplies(side, side.model.nodes[index])
+        or is_opaque(side, side.model.nodes[index])
         or (
             _is_paired(side, side.model.nodes[index])
             and within.intersection(side.readers.get(side.model.nodes[index].output[0], ()))
@@ -158,6 +162,15 @@ def pair(old: Evaluation, new: Evaluation, first: int, same: Same, permuted: Per
         old.advance(index)
         kind = _kind(old.side, node)
         partners = [other for other in left if _kind(new.side, new.side.model.nodes[other]) == kind][:_MOST_PARTNERS]
+        if is_opaque(old.side, node):
+            tried = ((place, reads_the_same(old, new, node, place, same)) for place in partners)
+            place, scales = next(((place, by) for place, by in tried if by is not None), (-1, None))
+            if scales is None:
+                raise Unsupported(f"what enters {node.op_type} '{node.output[0]}' is not shown to be the same")
+            left.remove(place)
+            first = give_alike(old, new, (node, new.side.model.nodes[place]), first, scales)
+            pairs += 1
+            continue
         try:
             found = next(_partners(old, new, partners, node, same, permuted), None)
         except Unsupported:
@@ -341,6 +354,8 @@ def _kind(side: Side, node: onnx.NodeProto) -> tuple[str, tuple[bytes, ...], tup
     """Operator, attributes and further operands; equal ones compute the same of each element."""
     if _is_mean(side, node):
         return "mean over all positions", (), ()
+    if is_opaque(side, node):
+        return opaque_kind(side, node)
     constants = [] if node.op_type == "PRelu" else [constant(side.model, name) for name in node.input[1:]]
     values = tuple(b"" if value is None else value.tobytes() for value in constants)
     kind = node.op_type

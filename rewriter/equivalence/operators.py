@@ -6,11 +6,12 @@ Subgraphs are attributes too: what their nodes mean and what their data files ho
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import onnx
 
 from rewriter import external
+from rewriter.equivalence.defaults import meaningful
 from rewriter.model import Model
 from rewriter.wiring import subgraphs
 
@@ -25,7 +26,7 @@ class Operators:
         old, new = (_functions(model) for model in self.models)
         self.same_functions = old == new
         self._versions = _versions(before), _versions(after)
-        self.same_versions = self._versions[0] == self._versions[1]
+        self.same_versions = _in_use(before, self._versions[0]) == _in_use(after, self._versions[1])
 
     def same(self, old: onnx.NodeProto, new: onnx.NodeProto) -> bool:
         """Whether the nodes apply the same operator; names of tensors and of the nodes are not looked at.
@@ -38,6 +39,15 @@ class Operators:
         if operator_attributes(old, before) != operator_attributes(new, after):
             return False
         return all(self._same_meaning(node) for node in _nodes(old))
+
+    def version(self, node: onnx.NodeProto, side: str) -> int:
+        """The version that the operator has its definition from; that of its domain where ONNX does not know it."""
+        domain = _named(node.domain)
+        imported = self._versions[side == "after"].get(domain, 0)
+        try:
+            return int(onnx.defs.get_schema(node.op_type, imported, domain).since_version)
+        except onnx.defs.SchemaError:
+            return imported
 
     def _same_meaning(self, node: onnx.NodeProto) -> bool:
         """Same version of the operator's definition in both models, or the same function."""
@@ -55,9 +65,14 @@ class Operators:
 
 
 def operator_attributes(node: onnx.NodeProto, model: Model) -> list[bytes]:
-    """Attributes without documentation, in an order of their own; raw and external data as digests of their bytes."""
+    """Attributes that say something, in an order of their own; raw and external data as digests of their bytes.
+
+    Left out are documentation, and of ONNX's operators values that hold by default.
+    """
     found = []
-    for entry in node.attribute:
+    named = _named(node.domain)
+    own = any((_named(entry.domain), entry.name) == (named, node.op_type) for entry in model.skeleton.functions)
+    for entry in meaningful(node, None if named or own else model.opset):
         plain = onnx.AttributeProto()
         plain.CopyFrom(entry)
         plain.ClearField("doc_string")
@@ -110,6 +125,13 @@ def _versions(model: Model) -> dict[str, int]:
     for entry in model.skeleton.opset_import:
         found.setdefault(_named(entry.domain), int(entry.version))
     return found
+
+
+def _in_use(model: Model, versions: Mapping[str, int]) -> dict[str, int]:
+    """The versions of the domains that nodes are of, in functions as well: others mean nothing."""
+    bodies = [entry.node for entry in model.skeleton.functions]
+    used = {_named(inner.domain) for nodes in (model.nodes, *bodies) for node in nodes for inner in _nodes(node)}
+    return {domain: version for domain, version in versions.items() if domain in used}
 
 
 def _functions(model: Model) -> list[bytes]:

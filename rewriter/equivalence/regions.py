@@ -9,14 +9,17 @@ under the binding) never joins regions; each region takes along what it reads of
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
+import onnx
 
 from rewriter import external
 from rewriter.constants import constant, is_constant
-from rewriter.equivalence.fused import functions
+from rewriter.equivalence.counterparts import Named, named_alike
+from rewriter.equivalence.fused import functions, is_default
+from rewriter.equivalence.numbering import COMMUTATIVE, content
 from rewriter.equivalence.operators import Operators, sparse_initializers
 from rewriter.equivalence.unions import Unions
 from rewriter.model import INITIALIZER, Model
@@ -45,6 +48,8 @@ class Side:
     name: str
     model: Model
     bound: Bound
+    spare: frozenset[int] = frozenset()
+    """Nodes that make again what another one makes; nothing reads that."""
 
     @cached_property
     def reads(self) -> tuple[frozenset[str], ...]:
@@ -61,9 +66,10 @@ class Side:
 
     @cached_property
     def runtime(self) -> frozenset[int]:
-        """Nodes that are no constant sources."""
+        """Nodes that are no constant sources, and make what no other one does."""
         nodes = enumerate(self.model.nodes)
-        return frozenset(i for i, node in nodes if not all(self.constant(name) for name in node.output if name))
+        made = frozenset(i for i, node in nodes if not all(self.constant(name) for name in node.output if name))
+        return made - self.spare
 
     @cached_property
     def _constant(self) -> dict[str, bool]:
@@ -96,12 +102,17 @@ class Side:
 
 
 class Diff:
-    """The comparison of two models under one binding."""
+    """The comparison of two models under one binding; `before` and `after` have one set of names."""
 
-    def __init__(self, before: Model, after: Model, bounds: tuple[Bound, Bound]) -> None:
-        self.before = Side("before", before, bounds[0])
-        self.after = Side("after", after, bounds[1])
-        self._same_constant: dict[str, bool] = {}
+    def __init__(
+        self, before: Model, after: Model, bounds: tuple[Bound, Bound], named: tuple[Named, Named] | None = None
+    ) -> None:
+        """`named` are both under common names, where that is known already; nodes are at the same positions there."""
+        old, new = named or named_alike(before, after)[0]
+        self.before = Side("before", old.model, _renamed(bounds[0], old), old.spare)
+        self.after = Side("after", new.model, _renamed(bounds[1], new), new.spare)
+        before, after = old.model, new.model
+        self._same_constant: dict[tuple[str, str], bool] = {}
         self.operators = Operators(before, after)
         self._sparse = sparse_initializers(before), sparse_initializers(after)
         self.matched = dict(self._match())
@@ -116,32 +127,43 @@ class Diff:
 
     def _same_node(self, i: int, j: int) -> bool:
         a, b = self.before.model.nodes[i], self.after.model.nodes[j]
-        if list(a.input) != list(b.input) or not self.operators.same(a, b):
+        if len(a.input) != len(b.input) or not self.operators.same(a, b):
             return False
-        return all(self.same_constant(name) for name in self.before.reads[i] | self.after.reads[j])
+        orders = [list(b.input), list(b.input)[::-1]] if _is_commutative(a, self.before) else [list(b.input)]
+        if not any(all(map(self._same_operand, a.input, operands)) for operands in orders):
+            return False
+        inner = (self.before.reads[i] - set(a.input)) | (self.after.reads[j] - set(b.input))
+        return all(self.same_constant(name, name) for name in inner)
 
-    def same_constant(self, name: str) -> bool:
-        """Whether the name is no constant in either model, or one of equal type, shape and bits in both.
+    def _same_operand(self, old: str, new: str) -> bool:
+        if old == new:
+            return self.same_constant(old, new)
+        constants = bool(old and new) and self.before.constant(old) and self.after.constant(new)
+        return constants and self.same_constant(old, new)
+
+    def same_constant(self, old: str, new: str) -> bool:
+        """Whether the tensors are no constants in either model, or of equal type, shape and bits in both.
 
         0.0 and -0.0 are different bits, and different constants: 1/x tells them apart.
         """
-        if name not in self._same_constant:
-            self._same_constant[name] = self._compare_constant(name)
-        return self._same_constant[name]
+        pair = old, new
+        if pair not in self._same_constant:
+            self._same_constant[pair] = self._compare_constant(old, new)
+        return self._same_constant[pair]
 
-    def _compare_constant(self, name: str) -> bool:
+    def _compare_constant(self, old: str, new: str) -> bool:
         a, b = self.before, self.after
-        if self._sparse[0].get(name) != self._sparse[1].get(name):
+        if self._sparse[0].get(old) != self._sparse[1].get(new):
             return False
-        if not a.constant(name) or not b.constant(name):
-            return a.constant(name) == b.constant(name)
-        if name in a.bodies and name in b.bodies and _external_free(a.model, name):
-            old, new = a.bodies[name], b.bodies[name]
-            if old is new or np.array_equal(np.frombuffer(old, np.uint8), np.frombuffer(new, np.uint8)):
+        if not a.constant(old) or not b.constant(new):
+            return a.constant(old) == b.constant(new)
+        if old == new and old in a.bodies and new in b.bodies and _external_free(a.model, old):
+            first, second = a.bodies[old], b.bodies[new]
+            if first is second or np.array_equal(np.frombuffer(first, np.uint8), np.frombuffer(second, np.uint8)):
                 return True
-        x, y = constant(a.model, name), constant(b.model, name)
+        x, y = constant(a.model, old), constant(b.model, new)
         assert x is not None and y is not None
-        return x.dtype == y.dtype and x.shape == y.shape and x.tobytes() == y.tobytes()
+        return x.dtype == y.dtype and x.shape == y.shape and content(x) == content(y)
 
     def regions(self, *, meet: bool = True) -> tuple[Region, ...]:
         """The regions in graph order.
@@ -258,12 +280,24 @@ class Diff:
         return {
             name
             for name in outputs
-            if all(side.maker(name) is None for side in self._sides) and not self.same_constant(name)
+            if all(side.maker(name) is None for side in self._sides) and not self.same_constant(name, name)
         }
 
     def _loose_output(self, name: str) -> Region:
         inputs = tuple(name for side in self._sides[:1] if not side.constant(name))
         return Region((), (), inputs, (name,))
+
+
+def _renamed(bound: Bound, named: Named) -> Bound:
+    """The same under the common names."""
+    names = named.names
+    types = {names.get(name, name): kind for name, kind in bound.types.items()}
+    values = {names.get(name, name): value for name, value in bound.values.items()}
+    return replace(bound, types=types, values=values)
+
+
+def _is_commutative(node: onnx.NodeProto, side: Side) -> bool:
+    return node.op_type in COMMUTATIVE and len(node.input) == 2 and is_default(node, side.functions)
 
 
 def _shape_nodes(side: Side, nodes: set[int], unmatched: frozenset[int]) -> set[int]:
