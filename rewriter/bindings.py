@@ -96,6 +96,8 @@ def _variants(
     def shapes(batch: int, some: Sequence[int], step: int) -> dict[str, Shape]:
         return _shapes(model, given, batch, some)[0] | (_varied(model, given, step) if vary_given else {})
 
+    if vary_given and given:  # another parity where the model takes it: on it depends what SAME and ceil_mode do
+        yield shapes(batch, [size + _STEP for size in used], _STEP + 1)
     if tuple(used) in (tuple(sizes[0]), SMALL_PRIMES):
         yield shapes(batch, sizes[1] if tuple(used) == tuple(sizes[0]) else SMALL_EVENS, _STEP)
     yield shapes(batch, [size + _STEP for size in used], _STEP)

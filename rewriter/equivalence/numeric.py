@@ -30,12 +30,13 @@ from rewriter.equivalence.precision import (
     worst,
 )
 from rewriter.equivalence.records import LevelResult, failed, not_applicable, passed
-from rewriter.equivalence.rounding import Rounding, bound_in, coarsest, convs_in, estimate, rounding_of
+from rewriter.equivalence.rounding import Rounding, bound_in, coarsest, convs_in, estimate, finest, rounding_of
 from rewriter.session import SessionFailed
 
 ELSEWHERE = "at other places"
 _PRODUCTS = frozenset({"MatMul", "Gemm"})
 _NO_BOUND = 0.5  # of S: a bound from here on would let almost anything pass
+_LARGER = 8.0  # times the original's S that a rewrite may have
 _ALARM = 8.0  # units of u·S: above, the bound holds but the error is larger than sums usually make
 
 
@@ -46,6 +47,8 @@ def compare_on_activations(exchange: Exchange, captured: Sequence[Mapping[str, A
         return not_applicable("L3", "Not applicable: no run of the original reached the region with finite values.")
     before, after = exchange.before, exchange.after
     roundings = [rounding_of(runner.cut, runner.runtime) for runner in (before, after)]
+    if before.runtime == after.runtime:  # a rewrite that computes in a coarser type is not as accurate for that
+        roundings[1] = finest(roundings)
     unit = coarsest(roundings).unit
     linear = all(map(_is_bounded, (before.cut, after.cut)))
     # L1 counts the products of effective weights; a convolution of a convolution has fewer roundings than those.
@@ -87,12 +90,13 @@ def compare_on_activations(exchange: Exchange, captured: Sequence[Mapping[str, A
         scales, why = None, "its sums are too long for a bound in such a type"
     if not any(any_finite(value) or not value.size for values in old for value in values.values()):
         return not_applicable("L3", "Not applicable: nothing that leaves the original region is finite.")
+    mine = None if scales is None else _own_scales(after.cut, captured, scales)
     highest, units = 0.0, 0.0
     for run, reference in enumerate(old):
         for name, value in reference.items():
             allowed = (
-                sum(bounds) * scales[run][name]
-                if scales is not None
+                bounds[0] * scales[run][name] + bounds[1] * mine[run][name]
+                if scales is not None and mine is not None
                 else observed_allowance(value, [spread[run][name]], unit, stages[0])
             )
             for other in (new[run][name], new_deployed[run][name]):
@@ -141,6 +145,24 @@ def _scales(cut: Cut, captured: Iterable[Mapping[str, Array]]) -> tuple[list[dic
         return [dict(absolute(feeds, cut.weights)) for feeds in captured], ""
     except OracleFailed as failure:
         return None, str(failure)
+
+
+def _own_scales(
+    cut: Cut, captured: Iterable[Mapping[str, Array]], scales: Sequence[Mapping[str, Floats]]
+) -> list[dict[str, Floats]]:
+    """S of the rewritten region, which sums other terms: but no more than so many times the original's.
+
+    What makes large terms that cancel is less accurate than the original, and must not be excused by its own size.
+    """
+    found, _ = _scales(cut, captured)
+    sides = zip(found or scales, scales, strict=True)
+
+    def limited(new: Floats, old: Floats) -> Floats:
+        return (
+            np.minimum(new, _LARGER * old) if new.shape == old.shape else old
+        )  # another shape is no error of rounding
+
+    return [{name: limited(new[name], old[name]) for name in old} for new, old in sides]
 
 
 def _is_bounded(cut: Cut) -> bool:

@@ -82,6 +82,12 @@ def coarsest(found: Iterable[Rounding]) -> Rounding:
     return Rounding(*(max(getattr(one, name) for one in every) for name in ("stored", "accumulated", "operand")))
 
 
+def finest(found: Iterable[Rounding]) -> Rounding:
+    """The finest of each."""
+    every = list(found)
+    return Rounding(*(min(getattr(one, name) for one in every) for name in ("stored", "accumulated", "operand")))
+
+
 def bound_in(cut: Cut, rounding: Rounding, sums: float) -> float:
     """The bound for a cut in which one output element sums `sums` products, as a fraction of S."""
     return rounding.bound(sums, roundings_in(cut), convs_in(cut))
@@ -114,13 +120,13 @@ def estimate(cut: Cut) -> int:
     total = 8
     for node in cut.proto.graph.node:
         weight = cut.weights.get(node.input[1]) if len(node.input) > 1 else None
-        total += 2 if weight is None else _summed(node, weight) + 2
+        total += 2 if weight is None else summed(node, weight) + 2
         if node.op_type in ("ReduceSum", "ReduceMean"):
             total += 64 if not attributes(node).get("axes") else 256
     return total
 
 
-def _summed(node: onnx.NodeProto, weight: Array) -> int:
+def summed(node: onnx.NodeProto, weight: Array) -> int:
     """Products behind one element: of `[M, C/G, *K]`, `[C, M/G, *K]`, or a matrix `[.., K, N]`, transposed or not."""
     if node.op_type == "ConvTranspose":
         group = attributes(node).get("group", 1)

@@ -28,7 +28,7 @@ from rewriter.equivalence.reading import Reading, mixings_of
 from rewriter.equivalence.records import Grade, LevelResult, failed, not_applicable, passed
 from rewriter.equivalence.regions import Region, Side
 from rewriter.equivalence.rows import rows_by_position, same_rows
-from rewriter.equivalence.unchanged import Changed, changed_constants
+from rewriter.equivalence.unchanged import Changed, changed_constants, naming, unexplained
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,8 @@ class StaticResult:
     would be a coincidence of the choice of these."""
     products: int = 0
     """Most products summed into one output element; 0 where not known."""
+    sizes: bool = False
+    """It may differ at sizes that are not tried: equal outputs at those that are prove nothing."""
 
 
 def compare_static(region: Region, pairs: Sequence[tuple[Side, Side]], operators: Operators) -> StaticResult:
@@ -62,15 +64,17 @@ def compare_static(region: Region, pairs: Sequence[tuple[Side, Side]], operators
     except Unsupported as reason:
         result = not_applicable("L1", f"Not applicable: {str(reason).rstrip('.')}.")
         other = changed_constants(region, *pairs[0], operators) or ()
+        if len(other) == 1 and not other[0].may_be_neutral:  # nothing else could make up for it
+            return StaticResult(failed("L1", unexplained(other[0])))
         return StaticResult(result, altered=any(not pair.same_values for pair in other))
     except Refuted as reason:
-        return StaticResult(failed("L1", str(reason)))
+        return StaticResult(failed("L1", naming(str(reason), changed_constants(region, *pairs[0], operators) or ())))
     rounded = bool(tally.rounded) or offsets.rounded
     merged = rounded or tally.merged > 0
     changed = changed_constants(region, *pairs[0], operators)
     wrong = next((pair for pair in changed or () if _is_wrong(pair, rounded=rounded)), None)
     if wrong is not None:
-        return StaticResult(failed("L1", f"No operator changed, but {wrong}, and no weights were combined."))
+        return StaticResult(failed("L1", unexplained(wrong)))
     zeros = tally.inserted + tally.dropped
     grade: Grade = "rounding" if merged else "finite" if zeros or tally.skipped else "exact"
     detail = {

@@ -5,6 +5,7 @@ Only constants can differ there, and each has its counterpart.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,11 +21,14 @@ class Changed:
 
     names: tuple[str, str]
     values: tuple[Array, Array]
+    initializers: tuple[str, ...] = ()
+    """The first model's initializers that it is computed of, where it is none itself."""
 
     def __str__(self) -> str:
         old, new = self.values
         now = f" (now '{self.names[1]}')" if self.names[1] != self.names[0] else ""
-        name = f"the constant '{self.names[0]}'{now}"
+        made = f" (made of {', '.join(map(repr, self.initializers))})" if self.initializers else ""
+        name = f"the constant '{self.names[0]}'{made}{now}"
         if old.dtype != new.dtype or old.shape != new.shape:
             return f"{name} was {old.dtype} {list(old.shape)} and is {new.dtype} {list(new.shape)}"
         at = int(np.argmax(_bits(old) != _bits(new)))
@@ -40,10 +44,29 @@ class Changed:
         return np.array_equal(first, second)
 
     @property
+    def may_be_neutral(self) -> bool:
+        """Whether values only moved, as equal channels may, or only signs differ, which an even function hides."""
+        old, new = self.values
+        signs = old.dtype == new.dtype and np.array_equal(np.abs(old), np.abs(new)) and not np.array_equal(old, new)
+        return bool(signs) or self.same_values
+
+    @property
     def only_signs_of_zero(self) -> bool:
         """Whether the values compare equal, though their bits differ."""
         old, new = self.values
         return bool(old.dtype == new.dtype and np.array_equal(old, new))
+
+
+def unexplained(changed: Changed) -> str:
+    """The sentence that refutes, where no operator and nothing else changed that could make up for it."""
+    return f"No operator changed, but {changed}, and no weights were combined."
+
+
+def naming(reason: str, changed: Sequence[Changed]) -> str:
+    """The sentence that refutes, with the constant that changed where it is not named yet."""
+    if not changed or any(f"'{name}'" in reason for name in (changed[0].initializers or changed[0].names)):
+        return reason
+    return f"{reason} No operator changed, but {changed[0]}."
 
 
 def changed_constants(region: Region, before: Side, after: Side, operators: Operators) -> list[Changed] | None:
@@ -84,7 +107,18 @@ def _compared(names: tuple[str, str], before: Side, after: Side) -> list[Changed
         return []
     if (old.dtype, old.shape) == (new.dtype, new.shape) and np.array_equal(_bits(old), _bits(new)):
         return []
-    return [Changed(names, (old, new))]
+    return [Changed(names, (old, new), _initializers(before, names[0]))]
+
+
+def _initializers(side: Side, name: str) -> tuple[str, ...]:
+    """The initializers that a constant is computed of; none for one that is an initializer or a Constant node."""
+    todo, seen = [name], dict[str, None]()
+    while todo:
+        at = side.model.wiring.producer(todo.pop())
+        read = side.model.nodes[at].input if at is not None else ()
+        todo += [found for found in read if found not in seen]
+        seen |= dict.fromkeys(read)
+    return tuple(found for found in seen if found in side.model.headers)
 
 
 def _bits(value: Array) -> Array:

@@ -11,7 +11,7 @@ from onnx import helper
 
 from rewriter.equivalence import Audit
 from test_equivalence.models import info, model
-from test_equivalence.nets import Array, audited, chain
+from test_equivalence.nets import Array, audited, by_name_only, chain
 
 node = helper.make_node
 
@@ -93,7 +93,8 @@ def fused(prefix: str, scale: float) -> onnx.ModelProto:
     return made
 
 
-@pytest.mark.parametrize(("scale", "outcome"), [(1.0, "pass"), (0.5, "not applicable")])
+@pytest.mark.parametrize(("scale", "outcome"), [(1.0, "pass"), (0.5, "fail")])
+@by_name_only()
 def test_a_convolution_evaluated_twice_counts_once(scale: float, outcome: str) -> None:
     found = audited(fused("a", 1), fused("b", scale))
     assert l1(found) == outcome
@@ -111,6 +112,7 @@ def test_infinity_times_zero_between_convolutions_is_no_zero() -> None:
     assert found.verdict != "equivalent"
 
 
+@by_name_only()
 def test_averages_of_operator_sets_that_divide_differently_are_not_taken_for_each_other() -> None:
     def made(prefix: str, opset: int) -> onnx.ModelProto:
         pooled = node(
@@ -190,7 +192,8 @@ def test_a_mean_without_a_partner_is_a_sum() -> None:
     assert l1(audited(before, after)) == "pass"
 
 
-@pytest.mark.parametrize(("kind", "outcome"), [("Relu", "pass"), ("Softmax", "not applicable")])
+@pytest.mark.parametrize(("kind", "outcome"), [("Relu", "pass"), ("Softmax", "pass")])
+@by_name_only()
 def test_long_chains_behind_an_operator(kind: str, outcome: str) -> None:
     def made(prefix: str) -> onnx.ModelProto:
         p, length = prefix, 1200

@@ -43,7 +43,8 @@ def one(attributes: str, scales: list[float], shape: tuple[int, ...]) -> onnx.Mo
 def test_it_is_what_the_reference_computes(attributes: str, scales: list[float], shape: tuple[int, ...]) -> None:
     model = one(attributes, scales, shape)
     data = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
-    expected = np.asarray(ReferenceEvaluator(model).run(None, {"x": data})[0])
+    outputs: Any = ReferenceEvaluator(model).run(None, {"x": data})
+    expected = np.asarray(outputs[0])
     node = model.graph.node[0]
     found = repeated(node, shape, expected.shape, [None, np.array(scales, np.float32)])
     assert np.array_equal(data.reshape(-1)[found - 1], expected)

@@ -37,32 +37,37 @@ def folded(weights: dict[str, Array], epsilon: float, *, mean_sign: float = 1.0,
     return chain([helper.make_node("Conv", ["x", "wf", "bf"], ["y"], pads=[1, 1, 1, 1])], fused, (2, 4, 6, 6))
 
 
-@wrong("L1")
+@wrong("L1", combines=True)
 def epsilon_ignored() -> Case:
+    """BatchNormalization is folded without its epsilon."""
     before, weights = normalized()
     return before, folded(weights, 0.0)
 
 
-@wrong("L1")
+@wrong("L1", combines=True)
 def epsilon_of_another_size() -> Case:
+    """BatchNormalization is folded with another epsilon."""
     before, weights = normalized()
     return before, folded(weights, 1e-5)
 
 
-@wrong("L1")
+@wrong("L1", combines=True)
 def mean_with_the_wrong_sign() -> Case:
+    """BatchNormalization is folded with the mean added instead of subtracted."""
     before, weights = normalized()
     return before, folded(weights, 1e-3, mean_sign=-1)
 
 
-@wrong("L1")
+@wrong("L1", combines=True)
 def scale_of_the_neighbouring_channel() -> Case:
+    """BatchNormalization is folded with every channel's scale on its neighbour."""
     before, weights = normalized()
     return before, folded(weights, 1e-3, roll=1)
 
 
-@wrong("L1")
+@wrong("L1", combines=True)
 def scale_folded_without_the_bias() -> Case:
+    """A scale behind the convolution is folded into its weight, and not into its bias."""
     rng = np.random.default_rng(0)
     w, b = rng.standard_normal((6, 4, 1, 1)).astype(np.float32), rng.standard_normal(6).astype(np.float32)
     s = rng.uniform(0.5, 2, (1, 6, 1, 1)).astype(np.float32)
@@ -77,8 +82,9 @@ def scale_folded_without_the_bias() -> Case:
     return before, after
 
 
-@wrong("L1")
+@wrong("L1", combines=True)
 def scale_folded_a_little_off() -> Case:
+    """BatchNormalization is folded rightly, then one tap is multiplied by 1.00001."""
     before, weights = normalized()
     after = folded(weights, 1e-3)
     spoilt = rw.weight_of(after, "wf").copy()

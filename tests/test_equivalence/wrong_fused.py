@@ -28,16 +28,20 @@ def with_input(place: int, name: str) -> Case:
 
 @wrong("L3")
 def fused_without_the_relu() -> Case:
+    """The fused convolution has no activation."""
     return spoilt(lambda node: set_attribute(node, "activation", None))
 
 
 @wrong("L3")
 def fused_with_another_activation() -> Case:
+    """The fused convolution has Tanh instead of Relu."""
     return spoilt(lambda node: set_attribute(node, "activation", "Tanh"))
 
 
 @wrong("L3")
 def fused_with_an_almost_equal_activation() -> Case:
+    """The fused convolution has a LeakyRelu of slope 0.001 instead of Relu."""
+
     def leaky(node: onnx.NodeProto) -> None:
         set_attribute(node, "activation", "LeakyRelu")
         set_attribute(node, "activation_params", [1e-3])
@@ -47,6 +51,8 @@ def fused_with_an_almost_equal_activation() -> Case:
 
 @wrong("L1")
 def fused_residual_dropped() -> Case:
+    """The fused convolution does not add the residual."""
+
     def change(node: onnx.NodeProto) -> None:
         node.input.pop()
 
@@ -55,6 +61,7 @@ def fused_residual_dropped() -> Case:
 
 @wrong("L3")
 def fused_residual_doubled() -> Case:
+    """The fused convolution adds the residual twice."""
     before = BLOCK.plain()
     node = BLOCK.fused().graph.node[-1]
     node.input[3] = "twice"
@@ -63,11 +70,14 @@ def fused_residual_doubled() -> Case:
 
 @wrong("L1")
 def fused_residual_of_another_tensor() -> Case:
+    """The fused convolution adds another tensor."""
     return with_input(3, "other")
 
 
 @wrong("L3")
 def fused_input_and_residual_swapped() -> Case:
+    """The fused convolution takes its residual for its input, and the other way round."""
+
     def change(node: onnx.NodeProto) -> None:
         node.input[0], node.input[3] = "z", "a"
 
@@ -76,6 +86,7 @@ def fused_input_and_residual_swapped() -> Case:
 
 @wrong("L3")
 def fused_residual_after_the_activation() -> Case:
+    """The residual is added behind the activation instead of before it."""
     node = BLOCK.fused().graph.node[-1]
     node.input.pop()
     node.output[0] = "early"
@@ -84,11 +95,13 @@ def fused_residual_after_the_activation() -> Case:
 
 @wrong("L1")
 def fused_bias_dropped() -> Case:
+    """The fused convolution has no bias."""
     return with_input(2, "")
 
 
 @wrong("L1")
 def fused_weight_off_by_one_ulp() -> Case:
+    """One tap of the fused convolution's weight is one unit in the last place off."""
     weight = BLOCK.weights["w"].copy()
     weight[1, 0, 1, 1] = np.nextafter(weight[1, 0, 1, 1], np.float32(9))
 
@@ -100,6 +113,7 @@ def fused_weight_off_by_one_ulp() -> Case:
 
 @wrong("L1")
 def fused_bias_off_by_one_ulp() -> Case:
+    """One bias of the fused convolution is one unit in the last place off."""
     bias = BLOCK.weights["b"].copy()
     bias[2] = np.nextafter(bias[2], np.float32(9))
 
@@ -111,11 +125,14 @@ def fused_bias_off_by_one_ulp() -> Case:
 
 @wrong("L1")
 def fused_pads_shifted() -> Case:
+    """The padding of the fused convolution is shifted by one."""
     return spoilt(lambda node: set_attribute(node, "pads", [0, 1, 2, 1]))
 
 
 @wrong("L1")
 def fused_dilation_changed() -> Case:
+    """The fused convolution is dilated, and padded to the same output shape."""
+
     def change(node: onnx.NodeProto) -> None:
         set_attribute(node, "dilations", [2, 1])
         set_attribute(node, "pads", [2, 1, 2, 1])
@@ -125,7 +142,7 @@ def fused_dilation_changed() -> Case:
 
 @wrong("L1")
 def fused_group_changed() -> Case:
-    """The same weights read as one for each of four groups, with the other channels left out."""
+    """The fused convolution has half as many groups, its weight widened by zeros at the wrong end."""
     block = Fused(groups=4)
     weight = np.concatenate([block.weights["w"], np.zeros_like(block.weights["w"])], axis=1)
 
@@ -138,7 +155,7 @@ def fused_group_changed() -> Case:
 
 @wrong("L2")
 def fused_residual_broadcast() -> Case:
-    """Add would spread it over all positions, FusedConv does not."""
+    """The residual of the fused convolution is one value per channel, which Add spreads and it does not."""
     mean = helper.make_node("GlobalAveragePool", ["z"], ["m"])
     before = BLOCK.plain()
     before.graph.node.insert(3, mean)

@@ -13,6 +13,7 @@ from test_equivalence.wrong_cases import Case, wrong
 
 @wrong("L1")
 def concat_in_another_order() -> Case:
+    """The outputs of two branches are concatenated in the wrong order."""
     before = net()
     after = rw.split_concat(before, "t")
     node = rw.node_of(after, "t")
@@ -22,6 +23,7 @@ def concat_in_another_order() -> Case:
 
 @wrong("L1")
 def branches_read_each_others_channels() -> Case:
+    """Two branches of a split convolution read each other's input channels."""
     before = net()
     after = rw.split_concat(before, "t")
     first, second = rw.node_of(after, "t.out0"), rw.node_of(after, "t.out1")
@@ -31,6 +33,7 @@ def branches_read_each_others_channels() -> Case:
 
 @wrong("L1")
 def channel_shuffle_forgotten() -> Case:
+    """A channel shuffle in front of a grouped convolution is left out."""
     before = net()
     shuffled = rw.clone(before)
     rw.set_weight(shuffled, "order", np.asarray([0, 2, 4, 6, 1, 3, 5, 7], np.int64))
@@ -45,6 +48,7 @@ def channel_shuffle_forgotten() -> Case:
 
 @wrong("L1")
 def height_and_width_swapped() -> Case:
+    """The output of the convolution is transposed in space."""
     before = net(size=(6, 6))
     after = rw.clone(before)
     old = rw.node_of(after, "t")
@@ -55,6 +59,7 @@ def height_and_width_swapped() -> Case:
 
 @wrong("L1")
 def batch_entries_reversed() -> Case:
+    """The entries of the batch come out in reverse order."""
     before = net()
     after = rw.clone(before)
     old = rw.node_of(after, "t")
@@ -66,6 +71,7 @@ def batch_entries_reversed() -> Case:
 
 @wrong("L1")
 def shared_initializer_edited_in_place() -> Case:
+    """A weight that two convolutions share is scaled for the one, and the other reads it, too."""
     before = net()
     before.graph.node.append(helper.make_node("Conv", ["h", "w"], ["z"], group=4, pads=[1, 1, 1, 1]))
     before.graph.output.append(helper.make_tensor_value_info("z", TensorProto.FLOAT, [2, 8, 6, 7]))
@@ -81,6 +87,7 @@ def shared_initializer_edited_in_place() -> Case:
 
 @wrong("L0")
 def outputs_in_another_order() -> Case:
+    """The model gives its outputs in another order."""
     before = net()
     before.graph.output.append(helper.make_tensor_value_info("r", TensorProto.FLOAT, [2, 8, 6, 7]))
     after = rw.clone(before)
@@ -93,6 +100,7 @@ def outputs_in_another_order() -> Case:
 
 @wrong("L1")
 def contents_of_two_outputs_swapped() -> Case:
+    """Two outputs keep their names and exchange what they hold."""
     before = net()
     before.graph.node.append(helper.make_node("Neg", ["h"], ["u"]))
     before.graph.node.append(helper.make_node("Identity", ["h"], ["v"]))
@@ -105,6 +113,7 @@ def contents_of_two_outputs_swapped() -> Case:
 
 @wrong("L0")
 def output_type_changed() -> Case:
+    """The output is float16 instead of float32."""
     before = net()
     after = rw.clone(before)
     rw.node_of(after, "y").output[0] = "y32"
@@ -115,6 +124,7 @@ def output_type_changed() -> Case:
 
 @wrong("L3")
 def precision_lost_inside() -> Case:
+    """A tensor inside is rounded to float16 and back."""
     before = net()
     after = rw.clone(before)
     rw.node_of(after, "t").output[0] = "t.raw"
@@ -126,6 +136,7 @@ def precision_lost_inside() -> Case:
 
 @wrong("L3")
 def relu_dropped() -> Case:
+    """The Relu behind the convolution is left out."""
     before = net()
     after = rw.clone(before)
     rw.node_of(after, "y").input[0] = "t"
@@ -135,6 +146,7 @@ def relu_dropped() -> Case:
 
 @wrong("L3")
 def relu_made_leaky() -> Case:
+    """The Relu is a LeakyRelu of slope 0.001."""
     before = net()
     after = rw.clone(before)
     rw.splice(after, ["r"], [helper.make_node("LeakyRelu", ["t"], ["r"], alpha=1e-3)])
@@ -143,6 +155,7 @@ def relu_made_leaky() -> Case:
 
 @wrong("L3")
 def constant_instead_of_the_convolution() -> Case:
+    """The convolution is replaced by a constant tensor."""
     before = net()
     after = rw.clone(before)
     rw.set_weight(after, "t", np.ones((2, 8, 6, 7), np.float32))
@@ -152,6 +165,7 @@ def constant_instead_of_the_convolution() -> Case:
 
 @wrong("L1")
 def nan_added() -> Case:
+    """NaN is added to the output of the convolution."""
     before = net(bias=False)
     after = rw.clone(before)
     rw.node_of(after, "t").output[0] = "t.raw"
@@ -176,6 +190,7 @@ BACKWARDS = {"lo": [-1], "hi": [-99], "axis": [2], "step": [-1]}
 
 @wrong("L1")
 def one_channel_upside_down() -> Case:
+    """One output channel is flipped in space."""
     return behind_conv(
         helper.make_node("Split", ["c", "sizes"], ["c0", "c1"], axis=1),
         helper.make_node("Slice", ["c1", "lo", "hi", "axis", "step"], ["c2"]),
@@ -187,6 +202,7 @@ def one_channel_upside_down() -> Case:
 
 @wrong("L1")
 def channels_swapped_in_the_lower_rows() -> Case:
+    """Two output channels are swapped in the lower half of the image only."""
     return behind_conv(
         helper.make_node("Split", ["c", "sizes"], ["c0", "c1"], axis=2),
         helper.make_node("Gather", ["c1", "order"], ["c2"], axis=1),
@@ -198,6 +214,7 @@ def channels_swapped_in_the_lower_rows() -> Case:
 
 @wrong("L1")
 def scaled_at_one_position() -> Case:
+    """The output is scaled by 1.001 at one position."""
     scale = np.ones((1, 1, 6, 6))
     scale[0, 0, 5, 5] = 1.001
     return behind_conv(helper.make_node("Mul", ["c", "scale"], ["t"]), scale=scale)
@@ -205,6 +222,7 @@ def scaled_at_one_position() -> Case:
 
 @wrong("L1")
 def averaged_with_its_mirror_image() -> Case:
+    """The output is averaged with its mirror image."""
     return behind_conv(
         helper.make_node("Slice", ["c", "lo", "hi", "axis", "step"], ["m"]),
         helper.make_node("Add", ["c", "m"], ["s"]),
@@ -216,11 +234,13 @@ def averaged_with_its_mirror_image() -> Case:
 
 @wrong("L1")
 def reshaped_to_another_shape() -> Case:
+    """The output keeps its elements and gets another shape."""
     return behind_conv(helper.make_node("Reshape", ["c", "shape"], ["t"]), shape=[2, 8, 4, 9])
 
 
 @wrong("L1")
 def input_turned_in_space() -> Case:
+    """The convolution reads its input transposed in space."""
     before = net(size=(6, 6))
     after = rw.clone(before)
     old = rw.node_of(after, "t")
@@ -231,6 +251,7 @@ def input_turned_in_space() -> Case:
 
 @wrong("L3")
 def nan_for_negative_values() -> Case:
+    """Negative values become NaN where the Relu made them zero."""
     before = net()
     after = rw.clone(before)
     nodes = [
@@ -245,6 +266,7 @@ def nan_for_negative_values() -> Case:
 
 @wrong("L0")
 def output_renamed() -> Case:
+    """The output has another name."""
     before = net()
     after = rw.clone(before)
     rw.node_of(after, "y").output[0] = "z"
@@ -254,6 +276,7 @@ def output_renamed() -> Case:
 
 @wrong("L0")
 def default_of_an_overridable_input_changed() -> Case:
+    """The default value of an input that the caller may override is another."""
     before = net()
     before.graph.input.append(helper.make_tensor_value_info("w_tail", TensorProto.FLOAT, [5, 8, 1, 1]))
     after = rw.clone(before)
@@ -263,6 +286,7 @@ def default_of_an_overridable_input_changed() -> Case:
 
 @wrong("L0")
 def node_that_is_no_onnx() -> Case:
+    """An operator has a name that ONNX does not know."""
     before = net()
     after = rw.clone(before)
     rw.node_of(after, "r").op_type = "Rellu"
@@ -271,7 +295,7 @@ def node_that_is_no_onnx() -> Case:
 
 @wrong("L1")
 def direct_elements_moved() -> Case:
-    """No convolution at all: only data movement."""
+    """A transposition without any convolution is left out."""
     weights = {"one": np.ones(1, np.float32)}
     before = chain([helper.make_node("Transpose", ["x"], ["y"], perm=[0, 2, 1])], weights, (2, 3, 3))
     after = chain([helper.make_node("Identity", ["x"], ["y"])], weights, (2, 3, 3))

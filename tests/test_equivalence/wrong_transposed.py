@@ -78,107 +78,123 @@ def touched(at: tuple[int, ...], by: Callable[[np.float32], np.float32]) -> Call
 
 @wrong("L1")
 def transposed_one_ulp() -> Case:
+    """One tap of a transposed convolution is one unit in the last place off."""
     return deconv(**STRIDED), dense(touched((2, 3, 1, 2), lambda v: np.nextafter(v, np.float32(9))), **STRIDED)
 
 
 @wrong("L1")
 def transposed_tiny_weight_between_groups() -> Case:
+    """Where groups of a transposed convolution were merged, one zero is 1e-30."""
     return deconv(**STRIDED), dense(touched((0, 7, 0, 0), lambda _: np.float32(1e-30)), **STRIDED)
 
 
 @wrong("L1")
 def transposed_weight_between_groups_not_a_number() -> Case:
+    """Where groups of a transposed convolution were merged, one zero is NaN."""
     return deconv(**STRIDED), dense(touched((0, 7, 0, 0), lambda _: np.float32(np.nan)), **STRIDED)
 
 
 @wrong("L1")
 def transposed_groups_off_by_one() -> Case:
+    """Every group of a transposed convolution writes the next one's outputs."""
     return deconv(**STRIDED), dense(shift=1, **STRIDED)
 
 
 @wrong("L1")
 def transposed_kernel_flipped() -> Case:
+    """The kernel of a transposed convolution is flipped in space."""
     return deconv(**STRIDED), dense(lambda wide: wide[:, :, ::-1, ::-1].copy(), **STRIDED)
 
 
 @wrong("L1")
 def transposed_kernel_height_for_width() -> Case:
+    """The kernel of a transposed convolution is transposed in space."""
     return deconv(strides=[2, 2]), dense(lambda wide: wide.swapaxes(2, 3).copy(), strides=[2, 2])
 
 
 @wrong("L1")
 def transposed_inputs_for_outputs() -> Case:
-    """The layout of Conv, [M, C], taken for that of ConvTranspose, [C, M]."""
+    """The layout of Conv, [M, C], is taken for that of ConvTranspose, [C, M]."""
     return deconv(**STRIDED), dense(lambda wide: wide.swapaxes(0, 1).copy(), **STRIDED)
 
 
 @wrong("L1")
 def transposed_neighbours_read_each_others_channels() -> Case:
+    """Two groups of a transposed convolution read each other's channels."""
     return deconv(**STRIDED), apart((1, 0, 2, 3), (0, 1, 2, 3), **STRIDED)
 
 
 @wrong("L1")
 def transposed_concat_in_another_order() -> Case:
+    """The groups of a transposed convolution are concatenated in another order."""
     return deconv(**STRIDED), apart((0, 1, 2, 3), (0, 2, 1, 3), **STRIDED)
 
 
 @wrong("L1")
 def transposed_pads_shifted() -> Case:
+    """The padding of a transposed convolution is shifted by one."""
     return deconv(pads=[1, 1, 1, 1]), dense(pads=[0, 1, 2, 1])
 
 
 @wrong("L1")
 def transposed_pads_forgotten() -> Case:
+    """The padding of a transposed convolution is left out."""
     return deconv(pads=[1, 1, 1, 1]), dense()
 
 
 @wrong("L1")
 def transposed_output_padding_forgotten() -> Case:
+    """The output padding of a transposed convolution is left out."""
     return deconv(**STRIDED), dense(**{**STRIDED, "output_padding": [0, 0]})
 
 
 @wrong("L1")
 def transposed_output_padding_moves_the_output() -> Case:
-    """With the output's size given, two more are cut off, one of them at the beginning."""
+    """Output padding beside a given output shape moves the output of a transposed convolution."""
     given: dict[str, Any] = {"strides": [3, 3], "output_shape": [13, 16]}
     return deconv(**given), dense(**given, output_padding=[2, 2])
 
 
 @wrong("L1")
 def transposed_same_upper_for_lower() -> Case:
+    """auto_pad of a transposed convolution is SAME_LOWER instead of SAME_UPPER."""
     return deconv(strides=[2, 2], auto_pad="SAME_UPPER"), dense(strides=[2, 2], auto_pad="SAME_LOWER")
 
 
 @wrong("L1")
 def transposed_dilation_changed() -> Case:
+    """The dilation of a transposed convolution is another, at the same output shape."""
     return deconv(dilations=[2, 1], output_shape=[7, 8]), dense(dilations=[1, 1], output_shape=[7, 8])
 
 
 @wrong("L3")
 def transposed_stride_changed() -> Case:
+    """The stride of a transposed convolution is another, at the same output shape."""
     return deconv(strides=[2, 1], output_shape=[7, 8]), dense(strides=[1, 1], output_shape=[7, 8])
 
 
 @wrong("L1")
 def transposed_strides_exchanged_with_the_shape_kept() -> Case:
-    """The sizes differ, whatever the kernel."""
+    """The strides of a transposed convolution are swapped."""
     return deconv(strides=[2, 1]), dense(strides=[1, 2])
 
 
 @wrong("L1")
 def transposed_bias_of_the_neighbour() -> Case:
+    """Every channel of a transposed convolution has its neighbour's bias."""
     after = weights()
     return deconv(**STRIDED), deconv({"w": after["w"], "c": np.roll(after["b"], 1)}, **STRIDED)
 
 
 @wrong("L1")
 def transposed_bias_forgotten() -> Case:
+    """The bias of a transposed convolution is left out."""
     return deconv(**STRIDED), deconv({"w": weights()["w"]}, **STRIDED)
 
 
 @wrong("L1")
 def transposed_as_a_convolution_unflipped() -> Case:
-    """Of stride 1 it is a convolution with the flipped kernel, and this one is not flipped."""
+    """A transposed convolution becomes a Conv whose kernel was not flipped."""
     return deconv(), as_convolution(flip=False)
 
 
