@@ -27,12 +27,18 @@ from rewriter.conv.separation import (
     narrow_ways_of,
     stack_of,
     two_convs,
+    unstacked,
     ways_of,
 )
 from rewriter.conv.types import Floats, Ints
 
 _FLOOR = 2.0**-40
 """Relative size below which float64 arithmetic, that of the decomposition included, cannot tell rank from rounding."""
+_ROUNDINGS = 9
+"""Roundings besides those of the products summed that a weight may be off by, as the audit has it."""
+_TURNS = 6
+_CANCELS = 8.0
+"""Times the weights that the products of the factors may be: where they cancel, sums are less accurate than before."""
 _SMALL = 96
 """Matrices up to this wide are decomposed at once; of wider ones a cheaper factorization shows most ranks too high."""
 _SURELY_FULL = 1e-9
@@ -76,7 +82,8 @@ def splits(conv: ConvMap, *, narrow: bool = False) -> list[Split]:
 def factorize(conv: ConvMap, split: Split) -> tuple[ConvMap, ConvMap]:
     """The two convolutions of a split: factors from float64, each rounded to the weights' type once.
 
-    Raises NotRepresentable where the rounded factors do not give the weights to the precision of their type.
+    Raises NotRepresentable where the rounded factors do not give the weights to the precision of their type: as a
+    whole, and each by itself, since an input may meet small weights alone.
     """
     stack = stack_of(conv, split)
     u, s, v = np.linalg.svd(stack, full_matrices=False)
@@ -84,13 +91,51 @@ def factorize(conv: ConvMap, split: Split) -> tuple[ConvMap, ConvMap]:
     r = split.rank
     kept = np.where(np.arange(r) < ranks[:, None], s[:, :r], 0.0)
     left, right = balanced(u[:, :, :r] * kept[:, None, :], v[:, :r] * (kept > 0)[:, :, None])
+    found = _as_convs(conv, split, left, right)
+    if found is None:
+        found = _as_convs(conv, split, *balanced(*_refined(left, right, stack)))
+    if found is None:
+        raise NotRepresentable(f"rounded to {conv.weight.dtype}, the factors no longer give its weights")
+    return found
+
+
+def _as_convs(conv: ConvMap, split: Split, left: Floats, right: Floats) -> tuple[ConvMap, ConvMap] | None:
+    """The convolutions with these factors, rounded; None where they do not give every weight to its precision."""
+    stack, r, unit = stack_of(conv, split), split.rank, _tolerance(conv) / 2
     first, second = (rounded(side, conv.weight.dtype) for side in as_weights(conv, split, left, right))
     wide1, wide2 = from_weights(conv, split, first, second)
-    error = np.linalg.norm(wide1 @ wide2 - stack, axis=(1, 2))
-    allowed = 2 * (1 + np.sqrt(r)) * _tolerance(conv) * np.linalg.norm(stack, axis=(1, 2))
-    if (error > allowed).any():
-        raise NotRepresentable(f"rounded to {conv.weight.dtype}, the factors no longer give its weights")
-    return two_convs(conv, split, first, second)
+    terms, error = np.abs(wide1) @ np.abs(wide2), np.abs(wide1 @ wide2 - stack)
+    if (error > (_ROUNDINGS + r) * unit * np.maximum(terms, np.abs(stack))).any():
+        return None
+    outputs = tuple(range(1, conv.weight.ndim))
+    sums, before = (np.abs(unstacked(conv, split, each)).sum(axis=outputs) for each in (terms, stack))
+    return two_convs(conv, split, first, second) if (sums <= _CANCELS * before).all() else None
+
+
+def _refined(left: Floats, right: Floats, stack: Floats) -> tuple[Floats, Floats]:
+    """Factors `[n, p, r]` and `[n, r, q]` whose product is close to every entry, in proportion to its own size.
+
+    The singular value decomposition is closest as a whole, so that small entries take what is rounding to large ones.
+    Here each factor in turn is the least-squares solution with every entry weighted by what it is a sum of.
+    """
+    for _ in range(_TURNS):
+        size = np.maximum(np.abs(left) @ np.abs(right), np.abs(stack))
+        most = size.max(axis=(1, 2), keepdims=True)
+        size = np.where(most > 0, size / np.where(most > 0, most, 1.0), 1.0)
+        weight = 1 / np.maximum(size, _FLOOR) ** 2
+        left = _solved(right, weight, stack)
+        right = _solved(left.swapaxes(1, 2), weight.swapaxes(1, 2), stack.swapaxes(1, 2)).swapaxes(1, 2)
+    return left, right
+
+
+def _solved(right: Floats, weight: Floats, stack: Floats) -> Floats:
+    """The left factor `[n, p, r]` that is best with the right one, under weights `[n, p, q]`."""
+    gram = np.einsum("nrq,npq,nsq->nprs", right, weight, right, optimize=True)
+    size = np.trace(gram, axis1=2, axis2=3)[..., None, None]
+    limits = np.finfo(np.float64)
+    ridge = (limits.eps * size + limits.tiny) * np.eye(right.shape[1])
+    against = np.einsum("nrq,npq->npr", right, weight * stack, optimize=True)
+    return np.asarray(np.linalg.solve(gram + ridge, against[..., None])[..., 0])
 
 
 def _tolerance(conv: ConvMap) -> float:
