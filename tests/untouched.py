@@ -2,6 +2,8 @@
 
 `assert_untouched` parses the model before and after, compares every field of every message that the edit does not
 concern, and then compares the bytes themselves: what is kept must be a copy, not a new encoding of the same meaning.
+
+`assert_stamped` does the same for the one exception, the three entries of metadata_props that say where a file is from.
 """
 
 from __future__ import annotations
@@ -15,7 +17,9 @@ from google.protobuf.unknown_fields import UnknownFieldSet
 
 from rewriter.model import Edit
 
-_GRAPH = 7  # number of ModelProto.graph
+_GRAPH, _METADATA = 7, 14  # numbers of ModelProto.graph and metadata_props
+STAMP = ("rewriter.version", "rewriter.passes", "rewriter.source.sha256")
+"""Keys of the only entries that may be added, behind everything else; those of an earlier run make way for them."""
 _NODE, _INITIALIZER, _VALUE_INFO, _ANNOTATION = 1, 5, 13, 14  # numbers in GraphProto
 _MAY_CHANGE = {"node", "initializer", "value_info", "quantization_annotation"}
 
@@ -47,6 +51,30 @@ def assert_untouched(before: bytes, after: bytes, edit: Edit) -> None:
 
     _assert_names(old, new, edit)
     _assert_copied(before, after, old, edit, dropped, gone)
+
+
+def assert_stamped(before: bytes, after: bytes, values: Sequence[str]) -> None:
+    """Assert that `after` is `before` with the STAMP of these values behind it, and nothing else.
+
+    What `before` has of such entries must be gone.  To check a rewritten and stamped file against its source, take
+    `without_stamp` of either and hand both to `assert_untouched`.
+    """
+    body, found = without_stamp(after)
+    assert found == list(zip(STAMP, values, strict=True)), f"the stamp is {found}"
+    assert body == without_stamp(before)[0], "bytes that are no stamp changed"
+    assert after[: len(body)] == body, "the stamp is not behind everything else"
+
+
+def without_stamp(data: bytes) -> tuple[bytes, list[tuple[str, str]]]:
+    """The bytes of a model without its stamp, and the stamp, in the file's order."""
+    kept, found = [], []
+    for field in raw_fields(data):
+        entry = onnx.StringStringEntryProto.FromString(field.body) if field.number == _METADATA else None
+        if entry is None or entry.key not in STAMP:
+            kept.append(field.raw)
+        else:
+            found.append((entry.key, entry.value))
+    return b"".join(kept), found
 
 
 def parts(message: Message) -> dict[str, list[bytes]]:
