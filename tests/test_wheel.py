@@ -54,8 +54,8 @@ def test_every_source_file_is_shipped(package: str, files: frozenset[str]) -> No
     assert sources == {name for name in files if name.startswith(f"{package}/") and name.endswith(".py")}
 
 
-def test_types_and_licence_are_shipped(files: frozenset[str]) -> None:
-    assert {"rewriter/py.typed", f"{DIST_INFO}/licenses/LICENSE"} <= files
+def test_what_is_no_source_file_is_shipped(files: frozenset[str]) -> None:
+    assert {"rewriter/py.typed", "rewriter/report/report.md.j2", f"{DIST_INFO}/licenses/LICENSE"} <= files
 
 
 def test_metadata(metadata: email.message.Message) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 from collections import Counter
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +18,7 @@ from rewriter.diagnosis import built_for, distributions
 from rewriter.equivalence.records import Audit, Verdict
 from rewriter.model import Model
 from rewriter.nvidia import Clocks
+from rewriter.profile import KernelTime
 from rewriter.providers import PROVIDERS
 from rewriter.rule import Attempt, Outcome
 from rewriter.session import Runtime
@@ -70,6 +72,16 @@ class TimingRecord(_Record):
     """Of the device, before and after; null where they are not known, and on the CPU."""
 
 
+class KernelRecord(_Record):
+    """One kind of ONNX Runtime's own kernels in both models: how many nodes, and their milliseconds in one run."""
+
+    kind: str
+    before: int
+    after: int
+    before_ms: float
+    after_ms: float
+
+
 class FileRecord(_Record):
     """One of the two models."""
 
@@ -101,6 +113,8 @@ class Report(_Record):
     """Those of them with dimensions that nobody gave."""
     environment: dict[str, str]
     notes: tuple[str, ...] = ()
+    kernels: tuple[KernelRecord, ...] = ()
+    """Where both models spend their time, by ONNX Runtime's profiler, which takes some itself; empty: not looked at."""
     seconds: float
 
     @property
@@ -152,6 +166,22 @@ def timing_record(timing: Timing) -> TimingRecord:
         bound=timing.bound,
         clocks=timing.clocks,
     )
+
+
+def kernel_records(before: Sequence[KernelTime], after: Sequence[KernelTime]) -> tuple[KernelRecord, ...]:
+    """Both profiles side by side, the kernels that take most time first."""
+    old, new = ({one.kind: one for one in side} for side in (before, after))
+    found = [
+        KernelRecord(
+            kind=kind,
+            before=old[kind].count if kind in old else 0,
+            after=new[kind].count if kind in new else 0,
+            before_ms=old[kind].ms if kind in old else 0.0,
+            after_ms=new[kind].ms if kind in new else 0.0,
+        )
+        for kind in dict.fromkeys([*old, *new])
+    ]
+    return tuple(sorted(found, key=lambda one: -max(one.before_ms, one.after_ms)))
 
 
 def file_record(model: Model, path: Path | None) -> FileRecord:

@@ -6,13 +6,14 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from rewriter.report.record import AttemptRecord, FileRecord, Report, TimingRecord
+from rewriter.report.record import AttemptRecord, FileRecord, KernelRecord, Report, TimingRecord
 from rewriter.report.text_device import device_paragraphs
 from rewriter.visible import visible
 
 _SHOWN_REASONS = 12
+_SMALL_KERNEL = 0.005  # of all time: kernels below are shown together
 """Groups of reasons printed without -v: the nearest misses."""
-_ORDER = ("different", "failed", "not_verified", "unmeasured", "slower", "not_worth_it", "declined")
+_ORDER = ("different", "failed", "not_verified", "withheld", "unmeasured", "slower", "not_worth_it", "declined")
 _ALWAYS_SHOWN = frozenset({"different", "failed", "not_verified"})
 
 
@@ -52,6 +53,7 @@ def report_blocks(report: Report, verbose: bool) -> list[Block]:
         blocks += tally(others)
     if report.changed:
         blocks += [operator_table(report.before, report.after)]
+        blocks += [kernel_table(report.kernels, verbose)] if report.kernels else []
     if report.timing is not None:
         blocks += [visible(timing_line(report.timing))]
         blocks += device_paragraphs(report.timing, (report.timing.before_cuda_graph, report.timing.cuda_graph))
@@ -159,6 +161,31 @@ def tally(attempts: Sequence[AttemptRecord]) -> list[Block]:
     counts = {outcome: sum(attempt.outcome == outcome for attempt in rest) for outcome in _ORDER}
     parts = [f"{count} {outcome.replace('_', ' ')}" for outcome, count in counts.items() if count]
     return [f"Also considered: {', '.join(parts)}; -v shows each with its reason."] if parts else []
+
+
+def kernel_table(kernels: Sequence[KernelRecord], verbose: bool) -> Table:
+    """Why it became faster: ONNX Runtime's own kernels, those that matter or all of them, and the sum."""
+    total = max(sum(one.before_ms for one in kernels), sum(one.after_ms for one in kernels))
+    shown = [one for one in kernels if verbose or max(one.before_ms, one.after_ms) >= _SMALL_KERNEL * total]
+    rows = [
+        (one.kind, str(one.before), str(one.after), f"{one.before_ms:.2f}", f"{one.after_ms:.2f}")
+        for one in [*shown, _together("others", [one for one in kernels if one not in shown])]
+        if one.before or one.after
+    ]
+    every = _together("all kernels", kernels)
+    rows.append((every.kind, str(every.before), str(every.after), f"{every.before_ms:.2f}", f"{every.after_ms:.2f}"))
+    columns = ("ONNX Runtime's kernel", "before", "after", "ms before", "ms after")
+    return Table(columns, tuple(rows), frozenset(columns[1:]))
+
+
+def _together(kind: str, kernels: Sequence[KernelRecord]) -> KernelRecord:
+    return KernelRecord(
+        kind=kind,
+        before=sum(one.before for one in kernels),
+        after=sum(one.after for one in kernels),
+        before_ms=sum(one.before_ms for one in kernels),
+        after_ms=sum(one.after_ms for one in kernels),
+    )
 
 
 def operator_table(before: FileRecord, after: FileRecord) -> Table:

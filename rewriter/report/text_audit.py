@@ -18,12 +18,14 @@ def audit_blocks(audit: Audit, verbose: bool) -> list[Block]:
     """The whole audit but its last line: the levels, the regions, the outputs, the notes."""
     blocks: list[Block] = [visible(f"Audit: {graded(audit.verdict, audit.grade)}. {audit.reason}")]
     blocks += [level_table(audit.levels)] if audit.levels else []
+    blocks += [visible(edge_text(audit))] if audit.flags else []
     blocks += [region_table(audit.regions, verbose)] if audit.regions else []
     if verbose:
         blocks += [region_details(number, region) for number, region in enumerate(audit.regions, 1)]
     blocks += (
         [output_table(audit.outputs, "first provider's" if audit.reference else "original's")] if audit.outputs else []
     )
+    blocks += float64_lines(audit.outputs) if verbose else []
     blocks += [
         visible(f"Run {witness.recipe} was not possible: {witness.problem}")
         for witness in audit.witnesses
@@ -38,21 +40,21 @@ def audit_blocks(audit: Audit, verbose: bool) -> list[Block]:
 def cross_blocks(crossed: CrossAudit, verbose: bool) -> list[Block]:
     """An audit on several providers: each part of it under a heading of its own."""
     blocks: list[Block] = []
-    for name, found in _named(crossed):
+    for name, found in named_audits(crossed):
         blocks += [f"== {name} ==", *audit_blocks(found, verbose)]
     return blocks
 
 
 def cross_conclusion(crossed: CrossAudit) -> str:
     """The last line of `rewriter audit` with several providers."""
-    named = _named(crossed)
+    named = named_audits(crossed)
     last = [verdict_word(crossed.verdict), *(f"{name}: {graded(found.verdict, found.grade)}" for name, found in named)]
     # The last word is with the first of the weakest.
     weak = [f"{name}: {clause(found.reason)}" for name, found in named if found.verdict == crossed.verdict]
     return " | ".join(last if crossed.verdict == "equivalent" else [*last, *weak[:1]])
 
 
-def _named(crossed: CrossAudit) -> list[tuple[str, Audit]]:
+def named_audits(crossed: CrossAudit) -> list[tuple[str, Audit]]:
     """Each audit with what it judged: `B against A on cuda`, `A on cuda against A on cpu`."""
     pairs = [(f"B against A on {found.provider}", found) for found in crossed.pairs]
     half = len(crossed.crossings) // (2 if crossed.pairs else 1)  # all of A, then all of B
@@ -67,6 +69,27 @@ def _named(crossed: CrossAudit) -> list[tuple[str, Audit]]:
 def level_table(levels: Sequence[LevelResult]) -> Table:
     """The levels that concern the whole model."""
     return Table(("level", "whole model", "what was found"), tuple(_level_row(entry) for entry in levels))
+
+
+def edge_text(audit: Audit) -> str:
+    """One line on the edges of the number range, and on other sizes: what the equivalence does not cover."""
+    found = [region.flags for region in audit.regions if region.flags]
+
+    def where(name: str, value: str) -> str:
+        return f" in {sum(flags.get(name) == value for flags in found)} of {counted(len(audit.regions), 'region')}"
+
+    nonfinite = {
+        "same": "NaN and infinity come out the same",
+        "differs": f"holds for finite inputs only (NaN or infinity come out elsewhere{where('nonfinite', 'differs')})",
+    }.get(audit.flags.get("nonfinite", ""), "NaN and infinity not compared everywhere")
+    parts = [nonfinite] if "nonfinite" in audit.flags else []
+    if audit.flags.get("signed_zero") == "differs":
+        parts.append(f"zeros of another sign{where('signed_zero', 'differs')}")
+    if audit.flags.get("denormals") == "differs":
+        parts.append(f"denormal numbers give something else{where('denormals', 'differs')}")
+    if audit.flags.get("sizes"):
+        parts.append(f"other sizes tried: {audit.flags['sizes']}")
+    return f"Edges (L5): {'; '.join(parts)}."
 
 
 def _level_row(entry: LevelResult) -> tuple[str, ...]:
@@ -100,6 +123,7 @@ def region_details(number: int, region: RegionAudit) -> str:
     blind = {None: "not measured", True: "no", False: "yes"}[region.blind]
     lines = [f"Region {number}, {', '.join(region.outputs)}: {graded(region.verdict, region.grade)}. {region.reason}"]
     lines += [f"  {entry.level} {_MARKS[entry.outcome]}: {entry.detail}" for entry in region.levels]
+    lines += [f"  {', '.join(f'{name} {value}' for name, value in region.flags.items())}"] if region.flags else []
     return "\n".join(map(visible, [*lines, f"  outputs respond to it: {blind}"]))
 
 
@@ -114,12 +138,25 @@ def output_table(outputs: Sequence[OutputAudit], whose: str = "original's") -> T
             f"{entry.tolerance:.2e}",
             f"{entry.spread:.2e}",
             f"{entry.ratio:.2f}",
+            {None: "", True: "within", False: "exceeded"}[entry.within_tolerance],
             "bitwise equal" if entry.bitwise else "compared" if entry.compared else "nothing learned",
         )
         for entry in outputs
     )
     numbers = ("max abs", "max rel", "rtol=atol needed", f"{whose} own", "of allowed")
-    return Table(("output", "type", *numbers, ""), rows, frozenset(numbers))
+    table = Table(("output", "type", *numbers, "your tolerance", ""), rows, frozenset(numbers))
+    return table.without_empty("your tolerance")
+
+
+def float64_lines(outputs: Sequence[OutputAudit]) -> list[Block]:
+    """How far both models are off a float64 evaluation of the original, where there was one."""
+    held = [entry for entry in outputs if entry.own_error is not None and entry.new_error is not None]
+    return [
+        visible(
+            f"Against float64, '{entry.name}' is off by {entry.new_error:.2e}, the original's by {entry.own_error:.2e}."
+        )
+        for entry in held
+    ]
 
 
 def audit_conclusion(audit: Audit) -> str:
