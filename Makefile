@@ -23,7 +23,7 @@ WORKERS := -n logical --maxprocesses 4 --dist worksteal
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-cuda lint format types docs forms zoo-channels channels-campaign wheel-test swap-test bench bench-cuda campaign ci clean
+.PHONY: help venv demo test test-cuda lint format types docs forms zoo-channels channels-campaign wrong-rewrites right-rewrites third-party peers wheel-test swap-test bench bench-cuda campaign ci clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
@@ -69,6 +69,23 @@ zoo-channels: $(READY) ## follow the channels of every exported model, and build
 
 channels-campaign: $(READY) ## pad and permute the channels of 10000 random networks: the same bits (ARGS='--first SEED' for others)
 	$(BIN)/python -m benchmarks.channels $(ARGS)
+
+wrong-rewrites: $(READY) ## audit every kind of wrong rewrite, and build docs/wrong-rewrites.md (2 minutes)
+	$(BIN)/python -m benchmarks.wrong
+	$(BIN)/python -m docs.build
+
+right-rewrites: $(READY) ## audit 10000 right rewrites; resumes what is there (ARGS='--fresh' or '--first SEED')
+	$(BIN)/python -m benchmarks.right $(ARGS)
+	$(BIN)/python -m docs.build
+
+third-party: $(READY) ## audit what five other optimizers make of the exported models, into docs/third-party.md (an hour)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[peers]'
+	$(BIN)/python -m benchmarks.third_party $(ARGS)
+	$(BIN)/python -m benchmarks.third_party_page
+
+peers: $(READY) ## the same models through other tools and OpenVINO, timed beside this one (takes hours)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[peers]'
+	$(BIN)/python -m benchmarks.peers $(ARGS)
 
 wheel-test: $(READY) ## build the wheel, install it in a clean environment, use it from an empty folder
 	$(BIN)/python -m pytest tests/test_wheel.py -m 'wheel or not wheel' $(ARGS)

@@ -1,6 +1,8 @@
 """Build docs/passes: a page and a picture for each pass, from its docstring and its example in docs/examples.py.
 
-And docs/forms.md, by docs/forms.py, and docs/channels.md with its pictures, by docs/channels.py.
+And docs/forms.md, by docs/forms.py, docs/channels.md with its pictures, by docs/channels.py,
+docs/certificate.schema.json, by docs/certificate_schema.py, docs/wrong-rewrites.md, by docs/wrong_rewrites.py, and
+docs/polygraphy.md, by docs/polygraphy_page.py.
 
 python -m docs.build [--check]
 """
@@ -14,7 +16,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from docs import channels, forms
+from docs import certificate_schema, channels, forms, polygraphy_page, wrong_rewrites
 from docs.examples import EXAMPLES, Example
 from docs.picture import before_and_after
 from rewriter import Pass
@@ -51,7 +53,8 @@ def main() -> int:
     except Incomplete as error:
         sys.stderr.write(f"docs.build: {error}\n")
         return 1
-    stale = [*sorted(differences(wanted, FOLDER)), *forms.stale(), *channels.stale()]
+    others = (forms, channels, certificate_schema, wrong_rewrites, polygraphy_page)
+    stale = [*sorted(differences(wanted, FOLDER)), *(line for other in others for line in other.stale())]
     if check:
         sys.stdout.writelines(f"{line}\n" for line in stale)
         return int(bool(stale))
@@ -61,13 +64,11 @@ def main() -> int:
             path.unlink()
     for name, text in wanted.items():
         (FOLDER / name).write_text(text, encoding="utf-8", newline="\n")
-    for other in (forms, channels):
+    for other in others:
         if other.stale():
             other.write()
-    count = len(wanted) + 1 + len(channels.wanted())
-    sys.stdout.write(
-        f"docs/passes, docs/forms.md, docs/channels.md: {count} files, {len(stale)} of them new, changed or gone\n"
-    )
+    count = len(wanted) + len(others) - 1 + len(channels.wanted())
+    sys.stdout.write(f"docs/passes and the pages from results: {count} files, {len(stale)} new, changed or gone\n")
     return 0
 
 

@@ -1,8 +1,8 @@
 """rewriter: rewrites the convolutions of ONNX models and proves that nothing else changed.
 
 The names below are the public ones: the API (`optimize`, `rewrite`, `inspect`, `inspect_channels`, `draw_channels`,
-`audit`, `cross_audit`, `bench`), the errors, and the kit that passes are written with.  They are loaded when first
-used, so that `rewriter --help` does not wait for ONNX Runtime.
+`audit`, `cross_audit`, `certify`, `replay`, `reproduce`, `bench`, `load_samples`), the errors, and the kit that passes
+are written with.  They are loaded when first used, so that `rewriter --help` does not wait for ONNX Runtime.
 """
 
 from __future__ import annotations
@@ -23,11 +23,15 @@ if TYPE_CHECKING:
     from rewriter.api import Result as Result
     from rewriter.api import audit as audit
     from rewriter.api import bench as bench
+    from rewriter.api import certify as certify
     from rewriter.api import cross_audit as cross_audit
     from rewriter.api import draw_channels as draw_channels
     from rewriter.api import inspect as inspect
     from rewriter.api import inspect_channels as inspect_channels
+    from rewriter.api import load_samples as load_samples
     from rewriter.api import optimize as optimize
+    from rewriter.api import replay as replay
+    from rewriter.api import reproduce as reproduce
     from rewriter.api import rewrite as rewrite
     from rewriter.base import Pass as Pass
     from rewriter.between import dependents as dependents
@@ -84,6 +88,7 @@ if TYPE_CHECKING:
     from rewriter.neighbours import Neighbours as Neighbours
     from rewriter.neighbours import neighbours_from as neighbours_from
     from rewriter.options import RunOptions as RunOptions
+    from rewriter.options import Tolerance as Tolerance
     from rewriter.ordering import ORDERS as ORDERS
     from rewriter.ordering import absorbing as absorbing
     from rewriter.pattern import NodePattern as NodePattern
@@ -145,7 +150,8 @@ if TYPE_CHECKING:
 _HOME = {
     "aligning": "Alignment aligned_concats",
     "affine": "AFFINE data_operand read_affine read_pad",
-    "api": "Result audit bench cross_audit draw_channels inspect inspect_channels optimize rewrite",
+    "api": "Result audit bench certify cross_audit draw_channels inspect inspect_channels load_samples optimize replay "
+    "reproduce rewrite",
     "absorb": "Consumer emit_consumer find_consumer",
     "base": "Pass",
     "between": "dependents",
@@ -171,7 +177,7 @@ _HOME = {
     "layout_pairs": "LayoutPairs pairs_near transpose_order",
     "lifting": "ConvSite convs lift",
     "neighbours": "Neighbours neighbours_from",
-    "options": "RunOptions",
+    "options": "RunOptions Tolerance",
     "ordering": "ORDERS absorbing",
     "per_channel": "nearest_conv reach",
     "picking": "picks_near",

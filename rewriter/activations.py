@@ -38,7 +38,7 @@ class Activations:
     """What the convolutions of a model read on given inputs, captured when it is first asked for."""
 
     model: Model
-    samples: tuple[Feeds, ...]
+    samples: Sequence[Feeds]
     runtime: Runtime
 
     def at(self, tensor: str) -> tuple[np.ndarray, ...]:

@@ -6,41 +6,53 @@ message is one sentence.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 import onnx
 
-from rewriter import engine, equivalence, saving, timing
+from rewriter import certificate, engine, equivalence, saving, timing
+from rewriter.certificate import Certificate, Replay
 from rewriter.channel_picture import channel_picture
 from rewriter.channel_survey import ChannelSurvey, survey_channels
-from rewriter.engine import Outcome, Progress, quiet
-from rewriter.equivalence import Audit, AuditOptions, CrossAudit
+from rewriter.data_loader import samples_of_script
+from rewriter.engine import Outcome, Progress, Refused, quiet
+from rewriter.equivalence import Audit, CrossAudit
+from rewriter.equivalence.records import audit_options
 from rewriter.errors import BadInput, Different, NotVerified
-from rewriter.feeds import check_samples, representative
+from rewriter.feeds import check_names, check_samples, representative
 from rewriter.graph import Graph
 from rewriter.model import Model
-from rewriter.options import RunOptions, check_several
+from rewriter.options import Feeds, RunOptions, check_several
 from rewriter.propose import Step
+from rewriter.provenance import stamp
 from rewriter.registry import all_passes, pass_named
-from rewriter.report.record import Report, attempt_record, environment, file_record, timing_record
+from rewriter.report.record import Report, attempt_record, environment, file_record, kernel_records, timing_record
+from rewriter.repro import Repro, write_repro
 from rewriter.rule import Settings
+from rewriter.samples import Samples, samples_in_file, samples_in_folder
 from rewriter.session import Runtime, require_provider
 from rewriter.survey import Site, survey
 from rewriter.timing import Contender, Latency, Timing
+from rewriter.tuning import Memory, Store, default_path, environment_of
 
 Source = str | Path | bytes | onnx.ModelProto
 
 
 @dataclass(frozen=True)
 class Result:
-    """A rewritten model and the report on it."""
+    """A rewritten model, the report on it, and what it was made from."""
 
     rewritten: Model
     report: Report
+    source: Model
+    options: RunOptions = RunOptions()  # noqa: RUF009 - frozen
+    refused: Refused | None = None
+    """What did not pass, if something did not: with all rewrites in it, some of which may be kept."""
 
     @cached_property
     def model(self) -> onnx.ModelProto:
@@ -52,17 +64,44 @@ class Result:
         """Whether anything was rewritten."""
         return self.report.changed
 
+    @cached_property
+    def certificate(self) -> Certificate:
+        """The certificate of the model against its source; see `certify`."""
+        return self.certify()
+
+    def certify(self, progress: Progress = quiet) -> Certificate:
+        """A certificate that whoever has the two files can replay, with an audit of exactly these files.
+
+        One is made for it where the report's cannot be made again from the files.  Raises as `save`.
+        """
+        self._check_accepted("there is no certificate")
+        return certificate.certify(self.source, self.rewritten, self.options, self.report.audit, progress)
+
+    def reproduce(self, folder: str | Path, progress: Progress = quiet) -> Repro:
+        """Show in a new folder what did not pass: two small models, inputs, and the command; nothing where all did.
+
+        Raises BadInput when the folder is not empty or cannot be written.
+        """
+        if self.refused is None:
+            return Repro(None, "", "There is nothing to reproduce: no rewrite was refused.")
+        return write_repro(
+            Path(folder), self.source, self.refused.model, self.refused.audit, self.options, progress=progress
+        )
+
     def save(self, out: str | Path) -> None:
         """Write the model atomically, its external data beside it.
 
         Raises Different or NotVerified when the report's verdict is not one that may be written, BadInput when the
         place cannot be written.
         """
-        if self.report.verdict == "different":
-            raise Different(f"nothing was written: {self.report.reason}")
-        if not self.report.accepted:
-            raise NotVerified(f"nothing was written: {self.report.reason}")
+        self._check_accepted("nothing was written")
         saving.save(self.rewritten, Path(out))
+
+    def _check_accepted(self, what: str) -> None:
+        if self.report.verdict == "different":
+            raise Different(f"{what}: {self.report.reason}")
+        if not self.report.accepted:
+            raise NotVerified(f"{what}: {self.report.reason}")
 
 
 def optimize(
@@ -72,11 +111,16 @@ def optimize(
     only: Sequence[str] = (),
     skip: Sequence[str] = (),
     budget: float = 60.0,
+    stamped: bool = True,
+    records: bool | str | Path = True,
     progress: Progress = quiet,
 ) -> Result:
     """Rewrite what is measured faster on this machine, and prove it equivalent.
 
-    `budget` is in seconds, audits included.  The result is the original, byte for byte, when nothing helps.
+    `budget` is in seconds, audits included.  What was measured on this machine before is not measured again: `records`
+    names the file it is kept in, True the one in the user's cache folder, and False keeps none.  The result is the
+    original, byte for byte, when nothing helps; else its metadata say what made it (`rewriter.version` and others),
+    unless `stamped` is False.
     Raises BadInput for a bad model or option, NotVerified when the model cannot be run here.
     """
     begin = time.perf_counter()
@@ -85,9 +129,19 @@ def optimize(
     rules = engine.check_pass_choice(all_passes(), only, skip, options.allow)
     require_provider(options.runtime)
     source = Model.load(model)
-    check_samples(source, options.samples)
-    outcome = engine.optimize(source, rules, {}, options, budget, progress)
-    return Result(outcome.model, _report("optimize", source, outcome, options, begin))
+    _check_data(source, options)
+    memory = None if records is False else _memory(records, options.runtime)
+    outcome = engine.optimize(source, rules, {}, options, budget, progress, memory)
+    return _result("optimize", source, outcome, options, begin, stamped)
+
+
+def _memory(records: bool | str | Path, runtime: Runtime) -> Memory | None:
+    """What was measured on this machine; where the cache folder cannot be used, nothing is kept there."""
+    if not isinstance(records, bool):
+        return Memory(Store(Path(records)), environment_of(runtime))
+    with contextlib.suppress(BadInput):
+        return Memory(Store(default_path()), environment_of(runtime))
+    return None
 
 
 def rewrite(
@@ -96,11 +150,12 @@ def rewrite(
     options: RunOptions = RunOptions(),  # noqa: B008 - frozen
     *,
     settings: Mapping[str, Settings] | None = None,
+    stamped: bool = True,
     progress: Progress = quiet,
 ) -> Result:
     """Apply exactly these passes, in order, wherever they match, and prove the result equivalent; nothing is timed.
 
-    `settings` are by pass name, as in `{"regroup": {"factor": 2}}`.  Raises as `optimize`.
+    `settings` are by pass name, as in `{"regroup": {"factor": 2}}`, `stamped` and what is raised as for `optimize`.
     """
     begin = time.perf_counter()
     check_several(passes, "passes")
@@ -112,9 +167,9 @@ def rewrite(
         step.rule.check({**step.rule.defaults, **step.settings})
     require_provider(options.runtime)
     source = Model.load(model)
-    check_samples(source, options.samples)
+    _check_data(source, options)
     outcome = engine.rewrite(source, steps, options, progress)
-    return Result(outcome.model, _report("rewrite", source, outcome, options, begin))
+    return _result("rewrite", source, outcome, options, begin, stamped)
 
 
 def inspect(model: Source, options: RunOptions = RunOptions()) -> list[Site]:  # noqa: B008 - frozen
@@ -148,11 +203,8 @@ def audit(
     """Whether two models with the same interface compute the same, and how that is known."""
     require_provider(options.runtime)
     models = Model.load(before), Model.load(after)
-    check_samples(models[0], options.samples)
-    asked = AuditOptions(
-        runtime=options.runtime, seed=options.seed, input_shapes=options.input_shapes, samples=options.samples
-    )
-    return equivalence.audit(*models, asked, progress=progress)
+    _check_data(models[0], options)
+    return equivalence.audit(*models, audit_options(options), progress=progress)
 
 
 def cross_audit(
@@ -176,9 +228,60 @@ def cross_audit(
     for runtime in runtimes:
         require_provider(runtime)
     loaded = [Model.load(model) for model in models]
-    check_samples(loaded[0], options.samples)
-    asked = AuditOptions(seed=options.seed, input_shapes=options.input_shapes, samples=options.samples)
-    return equivalence.cross_audit(loaded, runtimes, asked, progress=progress)
+    _check_data(loaded[0], options)
+    return equivalence.cross_audit(loaded, runtimes, audit_options(options, runtime=runtimes[0]), progress=progress)
+
+
+def certify(
+    audited: Audit | CrossAudit,
+    before: Source,
+    after: Source | None,
+    options: RunOptions = RunOptions(),  # noqa: B008 - frozen
+    *,
+    runtimes: Sequence[Runtime] = (),
+) -> Certificate:
+    """The certificate of what `audit` or `cross_audit` found with these models, options and runtimes.
+
+    It names the files by their hashes, and can be replayed.  Raises BadInput when the audit is not of them.
+    """
+    models = Model.load(before), None if after is None else Model.load(after)
+    try:
+        return certificate.certificate_of(audited, *models, options, runtimes)
+    except ValueError as error:
+        raise BadInput(f"{error}.") from error
+
+
+def replay(
+    recorded: Certificate | str | Path,
+    before: Source,
+    after: Source | None = None,
+    samples: Sequence[Feeds] = (),
+    *,
+    progress: Progress = quiet,
+) -> Replay:
+    """Make a certificate's audit again: with its options, and with `samples` where it was made with the user's own.
+
+    Raises BadInput for a file that is no certificate; what else keeps the audit from being made is in the result.
+    """
+    known = certificate.load_certificate(Path(recorded)) if isinstance(recorded, str | Path) else recorded
+    models = Model.load(before), None if after is None else Model.load(after)
+    return certificate.replay(known, *models, samples, progress)
+
+
+def reproduce(
+    audited: Audit,
+    before: Source,
+    after: Source,
+    folder: str | Path,
+    options: RunOptions = RunOptions(),  # noqa: B008 - frozen
+    *,
+    progress: Progress = quiet,
+) -> Repro:
+    """Show in a new folder that `audit` did not find two models equivalent: two small models, inputs, the command.
+
+    Nothing is written where it did.  Raises BadInput when the folder is not empty or cannot be written.
+    """
+    return write_repro(Path(folder), Model.load(before), Model.load(after), audited, options, progress)
 
 
 def bench(
@@ -194,7 +297,7 @@ def bench(
         raise BadInput("no model is given to time.")
     require_provider(options.runtime)
     loaded = [Model.load(model) for model in models]
-    check_samples(loaded[0], options.samples)
+    _check_data(loaded[0], options)
     inputs = representative(loaded[0], options)
 
     def shown(fraction: float) -> None:
@@ -214,6 +317,40 @@ def bench(
     )
 
 
+def load_samples(
+    model: Source,
+    *,
+    files: Sequence[str | Path] = (),
+    folders: Sequence[str | Path] = (),
+    data_loader: str = "",
+) -> Samples:
+    """Your own inputs for a model, for `RunOptions(samples=...)`, in this order.
+
+    `files` are .npz files with arrays by input name, or `NAME/0`, `NAME/1`, … for several samples; `folders` have such
+    files, or `test_data_set_*/input_*.pb`; `data_loader` is `FILE.py[:FUNCTION]`, a script of yours that is run now.
+    Raises BadInput when something cannot be read, or does not fit the model.
+    """
+    check_several(files, "files")
+    check_several(folders, "folders")
+    loaded = Model.load(model)
+    names = [value.name for value in loaded.inputs]
+    found = Samples(())
+    for file in files:
+        found += samples_in_file(Path(file), names)
+    for folder in folders:
+        found += samples_in_folder(Path(folder), names)
+    if data_loader:
+        found += samples_of_script(data_loader)
+    check_samples(loaded, found)
+    return found
+
+
+def _check_data(model: Model, options: RunOptions) -> None:
+    """Raise BadInput unless the user's inputs, ranges and tolerances fit the model."""
+    check_names(model, options)
+    check_samples(model, options.samples)
+
+
 def check_runtime(runtime: object) -> None:
     """Raise BadInput for something else, such as the name of a provider."""
     if not isinstance(runtime, Runtime):
@@ -223,6 +360,14 @@ def check_runtime(runtime: object) -> None:
 def _contender(model: Model, number: int) -> Contender:
     name = model.path.name if model.path else f"model {number + 1}"
     return Contender(name, model.path or model.to_bytes(), model.folder)
+
+
+def _result(command: str, source: Model, outcome: Outcome, options: RunOptions, begin: float, stamped: bool) -> Result:
+    if outcome.changed and stamped:
+        passes = [attempt.pass_name for attempt in outcome.attempts if attempt.outcome == "accepted"]
+        outcome = replace(outcome, model=stamp(outcome.model, passes, source))
+    report = _report(command, source, outcome, options, begin)
+    return Result(outcome.model, report, source, options, outcome.refused)
 
 
 def _report(command: str, source: Model, outcome: Outcome, options: RunOptions, begin: float) -> Report:
@@ -242,5 +387,6 @@ def _report(command: str, source: Model, outcome: Outcome, options: RunOptions, 
         chosen_shapes={} if inputs is None else dict(inputs.chosen),
         environment=environment(options.runtime),
         notes=outcome.notes,
+        kernels=() if outcome.kernels is None else kernel_records(*outcome.kernels),
         seconds=round(time.perf_counter() - begin, 3),
     )

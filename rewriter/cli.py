@@ -5,35 +5,26 @@ The exit codes are in `rewriter.cli_errors`.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from rewriter import cli_data
 from rewriter import cli_options as given
-from rewriter.cli_errors import BAD_INPUT, DIFFERENT, DONE, NOT_VERIFIED, guarded
-from rewriter.cli_reports import (
-    audit_report,
-    bench_report,
-    check_reports,
-    cross_report,
-    failure_report,
-    reports_ready,
-    write_reports,
-)
+from rewriter.cli_audit import audit
+from rewriter.cli_errors import BAD_INPUT, DONE, guarded
+from rewriter.cli_finish import Also, checked_output, finish, reporting
+from rewriter.cli_records import records
+from rewriter.cli_reports import bench_report, check_reports, write_reports
 from rewriter.cli_show import Voice, columns, show
-from rewriter.errors import BadInput, NotVerified
+from rewriter.errors import BadInput
 
 if TYPE_CHECKING:
-    from rewriter.api import Result
     from rewriter.options import RunOptions
-    from rewriter.session import Runtime
-
-_CODES = {"equivalent": DONE, "different": DIFFERENT, "approximate": NOT_VERIFIED, "not_verified": NOT_VERIFIED}
 
 # Plain help text: the same in a terminal and in a file, and no wait for rich.
 app = typer.Typer(
@@ -45,19 +36,12 @@ app = typer.Typer(
 )
 
 
+app.add_typer(records)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code, whatever happens."""
     return guarded(app, list(sys.argv[1:] if arguments is None else arguments))
-
-
-@contextlib.contextmanager
-def _reporting(command: str, model: Path, runtimes: Sequence[Runtime], reports: Sequence[Path]) -> Iterator[None]:
-    """Where a check cannot even be made, the reports say so, too."""
-    try:
-        yield
-    except NotVerified as error:
-        write_reports(reports, failure_report(command, str(error), model, runtimes))
-        raise
 
 
 @app.callback(invoke_without_command=True)
@@ -88,16 +72,30 @@ def optimize(
         list[str] | None, typer.Option(metavar="PASS", help="Leave this pass out; may be repeated.")
     ] = None,
     budget: Annotated[float, typer.Option(metavar="SECONDS", help="Time to spend, audits included.")] = 60.0,
+    records_file: Annotated[
+        Path | None,
+        typer.Option("--records", metavar="FILE", help="Keep what is measured there, not in your cache folder."),
+    ] = None,
+    no_records: Annotated[
+        bool, typer.Option("--no-records", help="Measure everything anew, and keep nothing for the next time.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Do everything but write OUT.")] = False,
+    full_audit: given.FullOption = False,
+    unstamped: given.UnstampedOption = False,
     allow: given.AllowOption = None,
     provider: given.ProviderOption = given.ON_CPU,
     provider_option: given.ProviderOptions = None,
     threads: given.ThreadsOption = 1,
-    inputs: given.InputsOption = None,
+    inputs: cli_data.InputsOption = None,
+    inputs_dir: cli_data.InputsDirOption = None,
+    data_loader: cli_data.DataLoaderOption = "",
+    val_range: cli_data.RangesOption = None,
     input_shape: given.ShapesOption = None,
     seed: given.SeedOption = 0,
     ort_level: given.LevelOption = "all",
     report: given.ReportOption = None,
+    certificate: given.CertificateOption = None,
+    repro: given.ReproOption = None,
     quiet: given.QuietOption = False,
     verbose: given.VerboseOption = False,
 ) -> int:
@@ -107,15 +105,30 @@ def optimize(
     timed as a whole. When nothing helps, OUT is a byte-identical copy of MODEL.
     """
     voice = Voice(quiet, verbose)
-    options = _options(provider, provider_option, threads, inputs, input_shape, seed, ort_level, allow)
+    options = _options(provider, provider_option, threads, input_shape, seed, ort_level, allow)
     given.check_budget(budget)
-    out = _checked_output(model, output, None if dry_run else output or given.default_output(model), report)
+    if records_file is not None and no_records:
+        raise BadInput("--records and --no-records exclude each other.")
+    target = None if dry_run else output or given.default_output(model)
+    also = Also(report or (), certificate, repro)
+    out = checked_output(model, output, target, also)
+    data = cli_data.Data(inputs, inputs_dir, data_loader, val_range, full=full_audit)
+    options = cli_data.with_data(options, data, model)
     from rewriter import api
 
     where = [options.runtime]
-    with _reporting("optimize", model, where, report or ()), voice.progress("reading the model") as progress:
-        result = api.optimize(model, options, only=only or (), skip=skip or (), budget=budget, progress=progress)
-    return _finish(result, out, report, voice)
+    with reporting("optimize", model, where, report or ()), voice.progress("reading the model") as progress:
+        result = api.optimize(
+            model,
+            options,
+            only=only or (),
+            skip=skip or (),
+            budget=budget,
+            stamped=not unstamped,
+            records=records_file or not no_records,
+            progress=progress,
+        )
+    return finish(result, out, also, voice)
 
 
 @app.command()
@@ -130,15 +143,22 @@ def rewrite(
         list[str] | None,
         typer.Option("--set", metavar="PASS.KEY=VALUE", help="A setting of a pass (see `rewriter passes NAME`)."),
     ] = None,
+    full_audit: given.FullOption = False,
+    unstamped: given.UnstampedOption = False,
     allow: given.AllowOption = None,
     provider: given.ProviderOption = given.ON_CPU,
     provider_option: given.ProviderOptions = None,
     threads: given.ThreadsOption = 1,
-    inputs: given.InputsOption = None,
+    inputs: cli_data.InputsOption = None,
+    inputs_dir: cli_data.InputsDirOption = None,
+    data_loader: cli_data.DataLoaderOption = "",
+    val_range: cli_data.RangesOption = None,
     input_shape: given.ShapesOption = None,
     seed: given.SeedOption = 0,
     ort_level: given.LevelOption = "all",
     report: given.ReportOption = None,
+    certificate: given.CertificateOption = None,
+    repro: given.ReproOption = None,
     quiet: given.QuietOption = False,
     verbose: given.VerboseOption = False,
 ) -> int:
@@ -148,8 +168,11 @@ def rewrite(
     Where no pass matches, OUT is a byte-identical copy of MODEL, and the reasons are printed.
     """
     voice = Voice(quiet, verbose)
-    options = _options(provider, provider_option, threads, inputs, input_shape, seed, ort_level, allow)
-    out = _checked_output(model, output, output or given.default_output(model), report)
+    options = _options(provider, provider_option, threads, input_shape, seed, ort_level, allow)
+    also = Also(report or (), certificate, repro)
+    out = checked_output(model, output, output or given.default_output(model), also)
+    data = cli_data.Data(inputs, inputs_dir, data_loader, val_range, full=full_audit)
+    options = cli_data.with_data(options, data, model)
     from rewriter import api
     from rewriter.propose import parse_settings
     from rewriter.registry import all_passes
@@ -158,9 +181,9 @@ def rewrite(
     for name in chosen:
         if name not in passes:
             raise BadInput(f"--set {name}.{next(iter(chosen[name]))} has no effect: add --pass {name}.")
-    with _reporting("rewrite", model, [options.runtime], report or ()), voice.progress("reading the model") as progress:
-        result = api.rewrite(model, passes, options, settings=chosen, progress=progress)
-    return _finish(result, out, report, voice)
+    with reporting("rewrite", model, [options.runtime], report or ()), voice.progress("reading the model") as progress:
+        result = api.rewrite(model, passes, options, settings=chosen, stamped=not unstamped, progress=progress)
+    return finish(result, out, also, voice)
 
 
 @app.command()
@@ -209,53 +232,7 @@ def inspect(
     return DONE
 
 
-@app.command()
-def audit(
-    before: Annotated[Path, typer.Argument(metavar="A", show_default=False, help="The original ONNX file.")],
-    after: Annotated[
-        Path | None,
-        typer.Argument(
-            metavar="B", show_default=False, help="The file to judge against it; may be left out with two providers."
-        ),
-    ] = None,
-    provider: given.ProvidersOption = given.ON_CPU,
-    provider_option: given.ProviderOptions = None,
-    threads: given.ThreadsOption = 1,
-    inputs: given.InputsOption = None,
-    input_shape: given.ShapesOption = None,
-    seed: given.SeedOption = 0,
-    ort_level: given.LevelOption = "all",
-    report: given.ReportOption = None,
-    quiet: given.QuietOption = False,
-    verbose: given.VerboseOption = False,
-) -> int:
-    """Decide whether two models compute the same, or one model on two providers.
-
-    Whoever made the second. The exit code is the verdict: 0 equivalent; 1 different; 3 not verified, or
-    approximate: every run agreed, but the agreement is not proven. With --provider given twice, B is judged against A
-    on each provider, and each model on the second provider against itself on the first.
-    """
-    voice = Voice(quiet, verbose)
-    runtimes, options = given.audit_options(provider, provider_option, threads, inputs, input_shape, seed, ort_level)
-    files = [before] if after is None else [before, after]
-    if len(runtimes) == 1 and after is None:
-        raise BadInput("there is nothing to compare: give a second model, or --provider twice (cpu and cuda).")
-    check_reports(report or (), files)
-    from rewriter import api
-    from rewriter.model import Model
-    from rewriter.report import text_audit as text
-
-    models = [Model.load(path) for path in files]
-    with _reporting("audit", before, runtimes, report or ()), voice.progress("comparing the models") as progress:
-        if len(runtimes) > 1:
-            crossed = api.cross_audit(files, runtimes, options, progress=progress)
-            write_reports(report or (), cross_report(crossed, models, runtimes))
-            voice.say(text.cross_blocks(crossed, verbose), text.cross_conclusion(crossed))
-            return _CODES[crossed.verdict]
-        found = api.audit(before, files[1], options, progress=progress)
-    write_reports(report or (), audit_report(found, models[0], models[1], options.runtime))
-    voice.say(text.audit_blocks(found, verbose), text.audit_conclusion(found))
-    return _CODES[found.verdict]
+app.command()(audit)
 
 
 @app.command()
@@ -268,7 +245,10 @@ def bench(
     provider: given.ProviderOption = given.ON_CPU,
     provider_option: given.ProviderOptions = None,
     threads: given.ThreadsOption = 1,
-    inputs: given.InputsOption = None,
+    inputs: cli_data.InputsOption = None,
+    inputs_dir: cli_data.InputsDirOption = None,
+    data_loader: cli_data.DataLoaderOption = "",
+    val_range: cli_data.RangesOption = None,
     input_shape: given.ShapesOption = None,
     seed: given.SeedOption = 0,
     ort_level: given.LevelOption = "all",
@@ -282,22 +262,20 @@ def bench(
     `rewriter audit` does that. On cuda, inputs and outputs stay on the device, and its clocks are noted.
     """
     voice = Voice(quiet, verbose)
-    options = _options(provider, provider_option, threads, inputs, input_shape, seed, ort_level)
+    options = _options(provider, provider_option, threads, input_shape, seed, ort_level)
     given.check_budget(budget)
     check_reports(report or (), models)
+    options = cli_data.with_data(options, cli_data.Data(inputs, inputs_dir, data_loader, val_range), models[0])
     from rewriter import api
     from rewriter.model import Model
-    from rewriter.report import text_audit as text
 
     loaded = [Model.load(model) for model in models]
     where = [options.runtime]
-    with _reporting("bench", models[0], where, report or ()), voice.progress("loading the models") as progress:
+    with reporting("bench", models[0], where, report or ()), voice.progress("loading the models") as progress:
         found = api.bench(list(models), options, budget=budget, progress=progress)
-    write_reports(report or (), bench_report(found, loaded, options.runtime))
-    if isinstance(found, list):
-        voice.say(text.bench_blocks(found), text.bench_conclusion(found))
-    else:
-        voice.say(text.latency_blocks(found), text.latency_conclusion(found))
+    content = bench_report(found, loaded, options.runtime)
+    write_reports(report or (), content)
+    voice.say(content.blocks, content.last)
     return DONE
 
 
@@ -352,7 +330,6 @@ def _options(
     provider: Sequence[str],
     provider_option: Sequence[str] | None,
     threads: int,
-    inputs: Sequence[Path] | None,
     input_shape: Sequence[str] | None,
     seed: int,
     ort_level: given.Level,
@@ -361,37 +338,4 @@ def _options(
     """The shared options as a record, and ONNX Runtime told to print nothing by itself."""
     given.silence()
     one = given.one_provider(provider)
-    return given.run_options(one, provider_option, threads, inputs, input_shape, seed, ort_level, allow)
-
-
-def _checked_output(model: Path, asked: Path | None, out: Path | None, report: Sequence[Path] | None) -> Path | None:
-    """`out`, if a model can be written there and the reports where they go: known before the work, not after it."""
-    from rewriter import saving
-    from rewriter.model import Model
-
-    loaded = Model.load(model)
-    target = out or asked
-    if target is not None:
-        saving.check_target(loaded, target)
-    check_reports(report or (), [model] if target is None else [model, target])
-    return out
-
-
-def _finish(result: Result, out: Path | None, reports: Sequence[Path] | None, voice: Voice) -> int:
-    """Write the model, if it may be written, and the reports, then say it; `out` is None on a dry run."""
-    from rewriter.report.text import conclusion, report_blocks
-
-    report = result.report
-    code = DONE if report.accepted else _CODES[report.verdict]
-    fate = "nothing written"
-    if code == DONE and out is None:
-        fate = "dry run, nothing written"
-    elif code == DONE and out is not None:
-        report = report.model_copy(update={"after": report.after.model_copy(update={"path": str(out)})})
-        fate = f"saved {out}" if report.changed else f"{out} is a byte-identical copy"
-    content: dict[str, Any] = report.to_dict()
-    with reports_ready(reports or (), content):
-        if code == DONE and out is not None:
-            result.save(out)
-    voice.say(report_blocks(report, voice.verbose), conclusion(report, fate))
-    return code
+    return given.run_options(one, provider_option, threads, input_shape, seed, ort_level, allow)

@@ -56,14 +56,6 @@ ThreadsOption = Annotated[
     int,
     typer.Option("--threads", min=0, max=1024, help="Threads inside an operator; 0 leaves the number to ONNX Runtime."),
 ]
-InputsOption = Annotated[
-    list[Path] | None,
-    typer.Option(
-        "--inputs",
-        metavar="X.npz",
-        help="Your own inputs, arrays by input name, to run with; may be repeated.",
-    ),
-]
 ShapesOption = Annotated[
     list[str] | None,
     typer.Option(
@@ -87,7 +79,51 @@ AllowOption = Annotated[
 ]
 ReportOption = Annotated[
     list[Path] | None,
-    typer.Option("--report", metavar="R.json", help="Also write a JSON report there; may be repeated."),
+    typer.Option(
+        "--report",
+        metavar="R.json",
+        help="Also write a report there: .json, .md (Markdown), .xml (JUnit) or .txt; may be repeated.",
+    ),
+]
+CertificateOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--certificate",
+        metavar="C.json",
+        show_default=False,
+        help="Also write a certificate there: hashes of both files, options, seeds and every finding, to be replayed.",
+    ),
+]
+ReplayOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--replay",
+        metavar="C.json",
+        show_default=False,
+        help="Make the audit of this certificate again, with its own options, and say whether it comes out the same.",
+    ),
+]
+FastOption = Annotated[
+    bool,
+    typer.Option("--fast", help="Leave out what takes longest: the float64 reference (L4) and the edge battery (L5)."),
+]
+FullOption = Annotated[
+    bool,
+    typer.Option("--full-audit", help="Audit with the float64 reference (L4) and the edge battery (L5), too."),
+]
+ReproOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--repro",
+        metavar="DIR",
+        show_default=False,
+        help="Where the models are not found equivalent, show that in a new folder: two small models, inputs, the "
+        "command.",
+    ),
+]
+UnstampedOption = Annotated[
+    bool,
+    typer.Option("--no-provenance", help="Leave the entries rewriter.* out of OUT's metadata, the only addition."),
 ]
 QuietOption = Annotated[bool, typer.Option("-q", "--quiet", help="Print only the last line, the result.")]
 VerboseOption = Annotated[
@@ -130,7 +166,6 @@ def audit_options(
     names: Sequence[str],
     provider_option: Sequence[str] | None,
     threads: int,
-    inputs: Sequence[Path] | None,
     input_shape: Sequence[str] | None,
     seed: int,
     ort_level: Level,
@@ -149,7 +184,7 @@ def audit_options(
         if providers.count(provider) > 1:
             raise BadInput(f"--provider {provider} is given twice: a provider is compared with another one.")
     able = next((provider for provider in providers if PROVIDERS[provider].takes_options), providers[0])
-    options = run_options(able, provider_option, threads, inputs, input_shape, seed, ort_level)
+    options = run_options(able, provider_option, threads, input_shape, seed, ort_level)
     runtimes = [
         replace(
             options.runtime,
@@ -165,14 +200,13 @@ def run_options(
     provider: Provider,
     provider_option: Sequence[str] | None,
     threads: int,
-    inputs: Sequence[Path] | None,
     input_shape: Sequence[str] | None,
     seed: int,
     ort_level: Level,
     allow: Sequence[str] | None = None,
 ) -> RunOptions:
     """The options as one record; raises BadInput naming the one that is wrong."""
-    from rewriter.options import RunOptions, load_samples, parse_shapes
+    from rewriter.options import RunOptions, parse_shapes
     from rewriter.providers import PROVIDERS
     from rewriter.session import Runtime
 
@@ -185,7 +219,6 @@ def run_options(
     return RunOptions(
         runtime=Runtime(provider, threads, ort_level, pairs),
         input_shapes=parse_shapes(input_shape or ()),
-        samples=tuple(sample for path in inputs or () for sample in load_samples(path)),
         seed=seed,
         allow=frozenset(allow or ()),
     )

@@ -6,41 +6,37 @@ In a terminal tables fit its width and the verdict has a colour; elsewhere the t
 from __future__ import annotations
 
 import contextlib
-import io
 import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from rewriter.errors import BadInput
+from rewriter.report.plain import GAP, UNBROKEN, plain_lines, rich_table
 from rewriter.visible import visible, visible_lines
 
 if TYPE_CHECKING:
-    from rich.table import Table as RichTable
-
     from rewriter.report.text import Block, Table
 
 Progress = Callable[[str, int, int], None]
 
 INTERRUPTED_SENTENCE = "Interrupted: nothing half-written is left behind."
 
-_WIDE = 100_000
-"""Columns when nobody looks: no line is ever broken or cut."""
 _USUAL = 80
-_GAP = 2
-"""Blanks between two columns of a table."""
 _LEAST_ROOM = 24
 """Columns that sentences need at least; where there is less room, the table is not fitted to the terminal."""
 _COLOURS = {
     "EQUIVALENT": "bold green",
+    "REPRODUCED": "bold green",
     "FASTER": "bold green",
     "UNCHANGED": "bold yellow",
     "NOISE": "bold yellow",
     "APPROXIMATE": "bold yellow",
     "NOT VERIFIED": "bold yellow",
     "DIFFERENT": "bold red",
+    "NOT REPRODUCED": "bold red",
     "SLOWER": "bold red",
 }
 
@@ -125,17 +121,15 @@ def interrupted(error: BaseException | None) -> bool:
 
 
 def _lines(block: Block, terminal: bool) -> list[str]:
-    if isinstance(block, str):
-        return visible_lines(block)
+    if isinstance(block, str) or not terminal:
+        return plain_lines(block)
     from rich.console import Console
 
-    # Rich writes to its file even where it captures: a standard output that fails is found out in `show`, not here.
-    plain = Console(file=io.StringIO(), width=_WIDE, color_system=None, force_terminal=False)
-    console = Console() if terminal else plain
+    console = Console()
     if console.width - _fixed_width(block) < _LEAST_ROOM:
-        console = Console(width=_WIDE)  # printed whole, for the terminal to break: nothing is ever cut
+        console = Console(width=UNBROKEN)  # printed whole, for the terminal to break: nothing is ever cut
     with console.capture() as captured:
-        console.print(_rich_table(block))
+        console.print(rich_table(block))
     return [line.rstrip() for line in captured.get().splitlines()]
 
 
@@ -144,22 +138,7 @@ def _fixed_width(table: Table) -> int:
     from rich.cells import cell_len
 
     rows = (table.columns, *table.rows)
-    return sum(max(cell_len(visible(row[place])) for row in rows) + _GAP for place in range(len(table.columns) - 1))
-
-
-def _rich_table(table: Table) -> RichTable:
-    from rich.table import Table as RichTable
-    from rich.text import Text
-
-    made = RichTable(box=None, pad_edge=False, padding=(0, _GAP, 0, 0), header_style="bold")
-    for name in table.columns:
-        # The last column takes the sentences: it alone is wrapped.
-        wrap = name == table.columns[-1]
-        justify: Literal["left", "right"] = "right" if name in table.right else "left"
-        made.add_column(Text(name), justify=justify, overflow="fold", no_wrap=not wrap)
-    for row in table.rows:
-        made.add_row(*(Text(visible(cell)) for cell in row))
-    return made
+    return sum(max(cell_len(visible(row[place])) for row in rows) + GAP for place in range(len(table.columns) - 1))
 
 
 def _coloured(last: str) -> str:
@@ -167,7 +146,7 @@ def _coloured(last: str) -> str:
     from rich.text import Text
 
     word, bar, rest = last.partition(" | ")
-    console = Console(width=_WIDE)
+    console = Console(width=UNBROKEN)
     with console.capture() as captured:
         console.print(Text(word, _COLOURS.get(word, "")), Text(bar + rest), sep="", end="", soft_wrap=True)
     return captured.get()

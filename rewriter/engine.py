@@ -4,24 +4,32 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Literal
+from dataclasses import dataclass, replace
+from hashlib import sha256
 
-from rewriter import equivalence
 from rewriter.activations import Activations
 from rewriter.base import Pass
-from rewriter.equivalence import Audit, AuditOptions
+from rewriter.blame import Accepts, fallen, find_blame
+from rewriter.certificate.digests import file_digest
+from rewriter.equivalence import Audit
 from rewriter.equivalence.records import Verdict
 from rewriter.errors import BadInput
+from rewriter.fates import accepted, demoted, left_out
 from rewriter.feeds import Inputs, representative
 from rewriter.lifting import convs
 from rewriter.model import Model
 from rewriter.options import RunOptions
-from rewriter.propose import Applied, Step, check_allowed, replay, sweep, unreachable_sites
+from rewriter.planned import from_plan
+from rewriter.profile import KernelTime, profile
+from rewriter.propose import Applied, Step, check_allowed, sweep, unreachable_sites
+from rewriter.providers import PROVIDERS
+from rewriter.remake import approximates, audit_rewritten, remade
 from rewriter.rule import Attempt, Settings
 from rewriter.search import search
-from rewriter.session import open_session, run
-from rewriter.timing import MINIMUM_PAIRS, Contender, Timing, compare
+from rewriter.session import SessionFailed
+from rewriter.timing import Timing
+from rewriter.tuning import Memory, asked_digest
+from rewriter.whole_timing import time_whole
 
 Progress = Callable[[str, int, int], None]
 
@@ -30,7 +38,17 @@ _MEASURE_SHARE = 0.5
 _TIMING_SHARE = 0.25
 _AUDIT_SHARE = 0.25  # kept for the audit where more candidates could be measured than fit into their part
 _MOST_TIMING = 20.0  # seconds for the whole model's timing, unless fewer pairs than an interval needs fit into it
-_BLOCK_SECONDS = 0.1  # of one timed block of the whole model
+
+
+Kernels = tuple[tuple[KernelTime, ...], tuple[KernelTime, ...]]
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A rewritten model that did not pass, and the audit that says why."""
+
+    model: Model
+    audit: Audit
 
 
 @dataclass(frozen=True)
@@ -47,6 +65,10 @@ class Outcome:
     timing: Timing | None = None
     inputs: Inputs | None = None
     notes: tuple[str, ...] = ()
+    kernels: Kernels | None = None
+    """Where the original and the rewritten model spend their time, where it was looked at."""
+    refused: Refused | None = None
+    """With all rewrites, where these did not pass; without some of them it may have."""
 
 
 def quiet(_what: str, _done: int, _total: int) -> None:
@@ -65,27 +87,85 @@ def rewrite(model: Model, steps: Sequence[Step], options: RunOptions, progress: 
     options, notes = _measurable(model, steps, options)
     for number, step in enumerate(steps):
         progress("rewriting", number, len(steps))
-        captured = Activations(current, options.samples, options.runtime) if _approximates(step) else None
+        captured = Activations(current, options.samples, options.runtime) if approximates(step) else None
         current, done, declined = sweep(current, step, options.input_shapes, options.runtime.provider, captured)
         applied += done
         attempts += declined
     progress("rewriting", len(steps), len(steps))
     if not applied:
         return _unchanged(model, attempts, _nothing_done(model, "No pass applies anywhere."))
-    audit = _audit(model, current, applied, options, progress)
-    attempts = _accepted(applied, audit) + attempts
-    result = current if audit.accepted else model
-    outcome = Outcome(result, audit.accepted, audit.verdict, audit.grade, audit.reason, tuple(attempts), audit)
-    return replace(outcome, notes=notes if audit.verdict == "approximate" else ())
+    sifted = _sift(model, current, applied, options, lambda audit: audit.accepted, progress)
+    audit = sifted.first
+    if audit.accepted:
+        attempts = accepted(applied, audit) + attempts
+        outcome = Outcome(current, True, audit.verdict, audit.grade, audit.reason, tuple(attempts), audit)
+        return replace(outcome, notes=notes if audit.verdict == "approximate" else ())
+    attempts = [*sifted.dropped, *_withheld(sifted), *attempts]
+    refused = Refused(current, audit)
+    return Outcome(model, False, audit.verdict, audit.grade, _blaming(sifted), tuple(attempts), audit, refused=refused)
 
 
-def _approximates(step: Step) -> bool:
-    return "approximate" in step.rule.needed({**step.rule.defaults, **step.settings})
+@dataclass(frozen=True)
+class _Sifted:
+    """Rewrites that pass the audit together, and those that had to go for that."""
+
+    model: Model
+    kept: list[Applied]
+    audit: Audit
+    """Of the rewrites kept; where none is, the first one."""
+    first: Audit
+    """Of all rewrites."""
+    dropped: list[Attempt]
+
+
+def _sift(
+    model: Model,
+    current: Model,
+    applied: Sequence[Applied],
+    options: RunOptions,
+    accepts: Accepts,
+    progress: Progress,
+) -> _Sifted:
+    """Audit `current`, which has the rewrites applied, and drop what is to blame until what is left passes."""
+    first = audit = audit_rewritten(model, current, applied, options, progress)
+    kept, dropped = list(applied), list[Attempt]()
+    while kept and not accepts(audit):
+        blamed = find_blame(model, current, kept, audit, options, accepts, progress)
+        rest = [done for done in kept if all(done is not entry.done for entry in blamed)]
+        current, again = remade(model, rest, options)
+        dropped += [*(entry.attempt for entry in blamed), *fallen(kept, blamed, again)]
+        kept = again
+        if kept:
+            audit = audit_rewritten(model, current, kept, options, progress)
+    return _Sifted(current, kept, audit if kept else first, first, dropped)
+
+
+def _withheld(sifted: _Sifted) -> list[Attempt]:
+    """What would have been written, had it been asked for alone."""
+    grade = f" ({sifted.audit.grade})" if sifted.audit.grade else ""
+    found = f"Found {sifted.audit.verdict}{grade} without what was dropped"
+    reason = f"{found}, but not written: exactly these passes were asked for."
+    return [
+        Attempt(done.step.rule.name, done.rewrite.site, "withheld", reason, summary=done.rewrite.summary)
+        for done in sifted.kept
+    ]
+
+
+def _blaming(sifted: _Sifted) -> str:
+    """The first audit's reason, and whether the others are fine without what is to blame."""
+    if not sifted.kept:
+        return sifted.first.reason
+    what, count = sifted.dropped[0], len(sifted.dropped)
+    more, them = (f" and {count - 1} more", "them") if count > 1 else ("", "it")
+    others = "the other rewrite passes" if len(sifted.kept) == 1 else f"the other {len(sifted.kept)} rewrites pass"
+    return (
+        f"{sifted.first.reason} To blame: {what.pass_name} at '{what.site}'{more}; without {them} {others} the audit."
+    )
 
 
 def _measurable(model: Model, steps: Sequence[Step], options: RunOptions) -> tuple[RunOptions, tuple[str, ...]]:
     """Options with inputs to measure approximations on, and a note where they had to be made up."""
-    if options.samples or not any(map(_approximates, steps)):
+    if options.samples or not any(map(approximates, steps)):
         return options, ()
     made = representative(model, options)
     note = "No inputs were given: the errors are those on generated ones, which cannot stand for your data (--inputs)."
@@ -99,37 +179,123 @@ def optimize(
     options: RunOptions,
     budget: float = 60.0,
     progress: Progress = quiet,
+    memory: Memory | None = None,
 ) -> Outcome:
-    """Keep the rewrites measured faster in context if the whole model is faster with them, and audited equivalent."""
+    """Keep the rewrites measured faster in context if the whole model is faster with them, and audited equivalent.
+
+    What `memory` has of this machine is not measured again, and what comes out is added to it.
+    """
     begin = time.perf_counter()
     inputs = representative(model, options)
     seconds = min(_MOST_TIMING, _TIMING_SHARE * budget)
+    task = _Task(model, rules, settings, options, inputs, budget, begin, progress)
+    known = None if memory is None else _recalled(task, memory, seconds)
+    if known is not None:
+        return known
     share = _MEASURE_SHARE * budget
     most = max(share, budget - seconds - _AUDIT_SHARE * budget - (time.perf_counter() - begin))
-    current, applied, attempts = search(model, rules, settings, options, inputs, share, most, progress)
+    current, applied, attempts = search(model, rules, settings, options, inputs, share, most, progress, memory)
     attempts += unreachable_sites(model)
     if not applied:
+        _remember(task, memory, [], None)
         return replace(_unchanged(model, attempts, _nothing_done(model, _none_faster(attempts))), inputs=inputs)
-    current, kept, timing, left_out = _fastest(model, current, applied, inputs, options, seconds, progress)
-    attempts = left_out + attempts
-    while timing.verdict == "FASTER":
-        audit = _audit(model, current, kept, options, progress)
-        if audit.verdict == "equivalent":
-            attempts = _accepted(kept, audit) + attempts
-            return Outcome(
-                current, True, audit.verdict, audit.grade, audit.reason, tuple(attempts), audit, timing, inputs
-            )
-        bad = _culprits(kept, audit) or kept
-        attempts = [_failed(done, audit) for done in bad] + attempts
-        current, kept = _without(model, kept, bad, options)
+    current, kept, timing, without = _fastest(model, current, applied, inputs, options, seconds, progress)
+    outcome, kept = _judged(task, current, kept, timing, without + attempts)
+    _remember(task, memory, kept, outcome)
+    return outcome
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What `optimize` was asked, and since when."""
+
+    model: Model
+    rules: Mapping[str, Pass]
+    settings: Mapping[str, Settings]
+    options: RunOptions
+    inputs: Inputs
+    budget: float
+    begin: float
+    progress: Progress
+
+    @property
+    def left(self) -> float:
+        """Seconds of the budget."""
+        return self.budget - (time.perf_counter() - self.begin)
+
+    @property
+    def identity(self) -> tuple[str, str]:
+        """Digests of the model with its data, and of what was asked: what a recorded plan is of."""
+        asked = asked_digest(self.rules, self.settings, self.options, self.inputs.shapes)
+        return sha256(file_digest(self.model).model_dump_json().encode()).hexdigest(), asked
+
+
+def _judged(
+    task: _Task, current: Model, kept: list[Applied], timing: Timing, attempts: list[Attempt]
+) -> tuple[Outcome, list[Applied]]:
+    """What becomes of rewrites that were timed as a whole: audited where that is faster; and those that are kept."""
+    model, options, inputs, progress = task.model, task.options, task.inputs, task.progress
+    if timing.verdict == "FASTER":
+        sifted = _sift(model, current, kept, options, lambda audit: audit.verdict == "equivalent", progress)
+        refused = Refused(current, sifted.first) if sifted.dropped else None
+        current, kept, audit = sifted.model, sifted.kept, sifted.audit
+        attempts = sifted.dropped + attempts
         if not kept:
             # The original itself is equivalent to the original; say why the rewrites are not in it.
             reason = f"No rewrite passed the audit: {audit.reason}"
-            return replace(_unchanged(model, attempts, reason), inputs=inputs)
-        timing = _time(model, [current], inputs, options, budget - (time.perf_counter() - begin), progress)[0]
-    attempts = _demoted(kept, timing) + attempts
+            return replace(_unchanged(model, attempts, reason), inputs=inputs, refused=refused), []
+        if sifted.dropped:
+            timing = time_whole(model, [current], inputs, options, task.left, progress)[0]
+        if timing.verdict == "FASTER":
+            attempts = accepted(kept, audit, again=bool(sifted.dropped)) + attempts
+            outcome = Outcome(
+                current, True, audit.verdict, audit.grade, audit.reason, tuple(attempts), audit, timing, inputs
+            )
+            return replace(outcome, refused=refused, kernels=_kernels(task, current)), kept
+    attempts = demoted(kept, timing) + attempts
     reason = f"The whole was not measured faster: {timing.reason}"
-    return replace(_unchanged(model, attempts, reason), inputs=inputs, timing=timing)
+    return replace(_unchanged(model, attempts, reason), inputs=inputs, timing=timing), []
+
+
+def _recalled(task: _Task, memory: Memory, seconds: float) -> Outcome | None:
+    """The rewrites recorded for this model, timed and audited again; None where there are none that hold."""
+    plan = memory.plan(*task.identity, task.budget)
+    made = None if plan is None else from_plan(task.model, plan, task.rules, task.options)
+    if plan is None or made is None:
+        return None
+    current, applied = made
+    timing = time_whole(task.model, [current], task.inputs, task.options, seconds, task.progress)[0]
+    outcome, _ = _judged(task, current, applied, timing, list(unreachable_sites(task.model)))
+    when = f"{plan.created:%Y-%m-%d}"
+    note = f"Nothing was searched: these rewrites were recorded on {when}, on this machine (--no-records searches)."
+    return replace(outcome, notes=(*outcome.notes, note)) if outcome.changed else None
+
+
+def _remember(task: _Task, memory: Memory | None, kept: Sequence[Applied], outcome: Outcome | None) -> None:
+    """Record what was measured, and the rewrites kept."""
+    if memory is None:
+        return
+    if outcome is None or not outcome.changed or outcome.timing is None:
+        memory.keep([])
+        return
+    complete = all(entry.outcome != "unmeasured" for entry in outcome.attempts)
+    plan = memory.planned(*task.identity, kept, outcome.timing.speedup, task.budget, complete=complete)
+    memory.keep(kept, plan)
+
+
+def _kernels(task: _Task, after: Model) -> Kernels | None:
+    """Where both models spend their time, on providers whose kernels finish when they return."""
+    if PROVIDERS[task.options.runtime.provider].bound:
+        return None
+    task.progress("profiling", 0, 1)
+    try:
+        before, now = (
+            profile(one.to_bytes(), task.inputs.feeds, task.options.runtime, external_folder=one.folder)
+            for one in (task.model, after)
+        )
+    except SessionFailed:
+        return None
+    return before, now
 
 
 def _none_faster(attempts: Sequence[Attempt]) -> str:
@@ -154,161 +320,24 @@ def _fastest(
 ) -> tuple[Model, list[Applied], Timing, list[Attempt]]:
     """The faster of two sets, timed as whole models in one run: all rewrites, or only those sure by themselves."""
     doubtful = [done for done in applied if not done.sure]
-    sure_model, sure = _without(model, applied, doubtful, options) if doubtful else (everything, list(applied))
+    sure_model, sure = _leaving_out(model, applied, doubtful, options) if doubtful else (everything, list(applied))
     rivals = [everything, sure_model] if doubtful and sure else [everything]
-    timings = _time(model, rivals, inputs, options, seconds, progress)
+    timings = time_whole(model, rivals, inputs, options, seconds, progress)
     best = max(timings, key=lambda timing: (timing.verdict == "FASTER", timing.speedup))
     if best is not timings[0]:
-        return sure_model, sure, timings[1], [_left_out(done) for done in doubtful]
+        return sure_model, sure, timings[1], [left_out(done) for done in doubtful]
     return everything, list(applied), timings[0], []
 
 
-def _left_out(done: Applied) -> Attempt:
-    reason = f"{done.why}, and the whole model was faster without it."
-    return Attempt(done.step.rule.name, done.rewrite.site, "not_worth_it", reason, summary=done.rewrite.summary)
-
-
-def _without(
-    model: Model, applied: Sequence[Applied], bad: Sequence[Applied], options: RunOptions
+def _leaving_out(
+    model: Model, applied: Sequence[Applied], some: Sequence[Applied], options: RunOptions
 ) -> tuple[Model, list[Applied]]:
-    """The other rewrites made again on the original, in order; those that depended on a bad one fall away."""
-    again: list[Applied] = []
-    sites = {(done.step.rule.name, done.rewrite.site) for done in bad}
-    for done in applied:
-        if (done.step.rule.name, done.rewrite.site) in sites:
-            continue
-        step = Step(done.step.rule, done.step.settings, frozenset([done.rewrite.site]))
-        model, made, _ = sweep(model, step, options.input_shapes)
-        again += [replace(entry, why=done.why, sure=done.sure) for entry in made]
-    return model, again
-
-
-def _audit(before: Model, after: Model, applied: Sequence[Applied], options: RunOptions, progress: Progress) -> Audit:
-    asked = AuditOptions(
-        runtime=options.runtime,
-        seed=options.seed,
-        input_shapes=options.input_shapes,
-        samples=options.samples,
-        approximated={
-            name: done.rewrite.deviation.allowed
-            for done in applied
-            if done.rewrite.deviation is not None
-            for name in _made(done)
-        },
-    )
-    return equivalence.audit(before, after, asked, rerun=replay(applied), progress=progress)
-
-
-def _culprits(applied: Sequence[Applied], audit: Audit) -> list[Applied]:
-    """The rewrites inside regions that the audit did not find equivalent."""
-    bad = {name for region in audit.regions if not region.accepted for name in region.outputs}
-    return [done for done in applied if bad & _made(done)]
-
-
-def _made(done: Applied) -> set[str]:
-    return {name for node in done.rewrite.added for name in node.output}
-
-
-def _failed(done: Applied, audit: Audit) -> Attempt:
-    made = done.rewrite
-    region = next((entry for entry in audit.regions if set(entry.outputs) & _made(done)), None)
-    judged = audit if region is None or region.accepted else region
-    return Attempt(
-        done.step.rule.name,
-        made.site,
-        "different" if judged.verdict == "different" else "not_verified",
-        judged.reason,
-        summary=made.summary,
-    )
-
-
-def _accepted(applied: Sequence[Applied], audit: Audit) -> list[Attempt]:
-    """One attempt per rewrite in the model, accepted or with the audit's reason against it."""
-    found = []
-    for done in applied:
-        region = next((entry for entry in audit.regions if set(entry.outputs) & _made(done)), None)
-        if not (audit if region is None else region).accepted:
-            found.append(_failed(done, audit))
-            continue
-        if not audit.accepted:
-            reason = f"Verified by itself, but nothing is written because the whole model was not: {audit.reason}"
-            found.append(
-                Attempt(done.step.rule.name, done.rewrite.site, "not_verified", reason, summary=done.rewrite.summary)
-            )
-            continue
-        grade = audit.grade if region is None else region.grade
-        details: dict[str, object] = {"safety": done.rewrite.safety.name, "grade": grade}
-        if done.why:
-            details["measured"] = done.why
-        if done.rewrite.deviation is not None:
-            audited = region.level("L3") if region else None
-            measured = {"audited_error": audited.figures.get("error")} if audited else {}
-            details["deviation"] = asdict(done.rewrite.deviation) | measured
-        reason = f"{done.rewrite.summary}: {done.rewrite.safety.value}."
-        found.append(
-            Attempt(
-                done.step.rule.name,
-                done.rewrite.site,
-                "accepted",
-                reason,
-                summary=done.rewrite.summary,
-                details=details,
-            )
-        )
-    return found
-
-
-def _demoted(applied: Sequence[Applied], timing: Timing) -> list[Attempt]:
-    """One attempt per rewrite that was faster in context, in a model that was not faster as a whole."""
-    outcome: Literal["slower", "not_worth_it"] = "slower" if timing.verdict == "SLOWER" else "not_worth_it"
-    return [
-        Attempt(
-            done.step.rule.name,
-            done.rewrite.site,
-            outcome,
-            f"{done.why}, but the whole model was not measured faster.",
-            summary=done.rewrite.summary,
-        )
-        for done in applied
-    ]
+    return remade(model, [done for done in applied if all(done is not other for other in some)], options)
 
 
 def _unchanged(model: Model, attempts: Sequence[Attempt], reason: str) -> Outcome:
     """Nothing is kept: the output is the input, which needs no audit to be equivalent to itself."""
     return Outcome(model, False, "equivalent", "bitwise", reason, tuple(attempts))
-
-
-def _time(
-    before: Model,
-    afters: Sequence[Model],
-    inputs: Inputs,
-    options: RunOptions,
-    seconds: float,
-    progress: Progress,
-) -> list[Timing]:
-    """All models in one interleaved run, for at least as long as the pairs for an interval take."""
-    original = Contender("original", before.to_bytes(), before.folder)
-    return compare(
-        original,
-        [Contender("rewritten", after.to_bytes(), after.folder) for after in afters],
-        inputs.feeds,
-        options.runtime,
-        budget_seconds=max(seconds, _least_seconds(original, 2 + len(afters), inputs, options)),
-        block_seconds=_BLOCK_SECONDS,
-        seed=options.seed,
-        progress=lambda fraction: progress("timing the whole model", round(100 * fraction), 100),
-    )
-
-
-def _least_seconds(original: Contender, sessions: int, inputs: Inputs, options: RunOptions) -> float:
-    """About how long the least number of pairs takes: each times two blocks of every session."""
-    begin = time.perf_counter()
-    session = open_session(original.model, options.runtime.plain(), external_folder=original.external_folder)
-    run(session, inputs.feeds)
-    loaded = time.perf_counter()
-    run(session, inputs.feeds)
-    block = max(_BLOCK_SECONDS, time.perf_counter() - loaded)
-    return 1.3 * sessions * ((loaded - begin) + (MINIMUM_PAIRS + 1) * 2 * block)
 
 
 def check_pass_choice(

@@ -12,6 +12,8 @@ from rewriter.bindings import describe, find_bindings, known_size
 from rewriter.errors import BadInput, NotVerified
 from rewriter.model import Model
 from rewriter.options import Feeds, RunOptions
+from rewriter.ranges import Range, check_ranges, draw_between, range_of, takes_range
+from rewriter.samples import Samples
 from rewriter.shapes import Shape
 
 
@@ -30,22 +32,26 @@ class Inputs:
 def representative(model: Model, options: RunOptions) -> Inputs:
     """The user's first sample, or inputs of batch 1: standard normal floats, integers below 2, all seeded.
 
-    Raises BadInput when the sample does not fit the model (see `check_samples`), NotVerified when an input is no
-    tensor or has no known rank.
+    Where the user gave a range they are uniform in it.  Raises BadInput when the sample does not fit the model (see
+    `check_samples`), NotVerified when an input is no tensor or has no known rank.
     """
     if options.samples:
         check_samples(model, options.samples[:1])
-        return Inputs({value.name: options.samples[0][value.name] for value in model.inputs}, {})
+        first = options.samples[0]
+        return Inputs({value.name: first[value.name] for value in model.inputs}, {})
     binding = find_bindings(model, options.input_shapes, (1,))[0]
     rng = np.random.default_rng(options.seed)
-    feeds = {value.name: _draw(value, binding.shapes.get(value.name), rng) for value in model.inputs}
+    feeds = {
+        value.name: _draw(value, binding.shapes.get(value.name), rng, range_of(options.ranges, value.name))
+        for value in model.inputs
+    }
     return Inputs(feeds, binding.chosen)
 
 
 def check_samples(model: Model, samples: Sequence[Feeds]) -> None:
     """Raise BadInput unless every sample has an array of the declared type and shape for each input, and no other."""
-    for number, sample in enumerate(samples, 1):
-        which = "the given inputs" if len(samples) == 1 else f"the given inputs number {number}"
+    for number, sample in enumerate(samples):
+        which = _which(samples, number)
         for value in model.inputs:
             if value.name not in sample:
                 raise BadInput(f"{which} have no array for the model's input '{value.name}' ({_declared(value)}).")
@@ -58,6 +64,22 @@ def check_samples(model: Model, samples: Sequence[Feeds]) -> None:
             if name not in known:
                 listed = ", ".join(f"'{entry}'" for entry in known) or "none"
                 raise BadInput(f"{which} have an array '{name}', but the model's inputs are: {listed}.")
+
+
+def check_names(model: Model, options: RunOptions) -> None:
+    """Raise BadInput for a range that does not fit the model's inputs, and for a tolerance of no output."""
+    check_ranges(model.inputs, options.ranges)
+    known = [value.name for value in model.outputs]
+    for name in options.tolerances:
+        if name and name not in known:
+            listed = ", ".join(f"'{entry}'" for entry in known) or "none"
+            raise BadInput(f"a tolerance is for '{name}', but the model's outputs are: {listed}.")
+
+
+def _which(samples: Sequence[Feeds], number: int) -> str:
+    if isinstance(samples, Samples):
+        return samples.where(number)
+    return "the given inputs" if len(samples) == 1 else f"the given inputs number {number + 1}"
 
 
 def _fits(value: onnx.ValueInfoProto, array: np.ndarray) -> bool:
@@ -89,13 +111,17 @@ def _declared(value: onnx.ValueInfoProto) -> str:
     return f"{name} {describe(value)}" if kind.HasField("shape") else f"{name} of any shape"
 
 
-def _draw(value: onnx.ValueInfoProto, shape: Shape | None, rng: np.random.Generator) -> np.ndarray:
+def _draw(
+    value: onnx.ValueInfoProto, shape: Shape | None, rng: np.random.Generator, between: Range | None
+) -> np.ndarray:
     if shape is None:
         raise NotVerified(f"input '{value.name}' has {describe(value)}: give its shape with --input-shape or --inputs.")
     elem_type = value.type.tensor_type.elem_type
     dtype = onnx.helper.tensor_dtype_to_np_dtype(elem_type)
     if dtype.kind == "O" or elem_type == onnx.TensorProto.STRING:
         raise NotVerified(f"input '{value.name}' holds strings: give its values with --inputs.")
+    if between is not None and takes_range(elem_type):
+        return draw_between(rng, shape, elem_type, between, "uniform")
     if dtype.kind in "iub":
         return rng.integers(0, 2, shape).astype(dtype)
     return rng.standard_normal(shape).astype(dtype)

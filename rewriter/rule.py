@@ -16,8 +16,11 @@ from rewriter.model import Edit
 
 Setting = int | str | bool | float
 Settings = Mapping[str, Setting]
-Outcome = Literal["accepted", "declined", "different", "not_verified", "unmeasured", "slower", "not_worth_it", "failed"]
-"""`unmeasured`: it may be worth it, but there was no time, or no way, to find out."""
+Outcome = Literal[
+    "accepted", "declined", "different", "not_verified", "withheld", "unmeasured", "slower", "not_worth_it", "failed"
+]
+"""`unmeasured`: it may be worth it, but there was no time, or no way, to find out; `withheld`: it was verified, but not
+written, because another one that was asked for with it was not."""
 
 
 class Safety(Enum):

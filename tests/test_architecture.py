@@ -20,16 +20,28 @@ ROOT = Path(__file__).resolve().parents[1]
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"__main__"}),
     frozenset({"cli"}),  # the command line
-    frozenset({"cli_channels", "cli_errors", "cli_inspect", "cli_options", "cli_reports"}),  # its parts
+    frozenset({"cli_audit", "cli_records"}),  # its largest command; commands of their own
+    frozenset({"cli_finish"}),  # what commands do before and behind their work
+    frozenset({"cli_channels", "cli_data", "cli_errors", "cli_inspect", "cli_options", "cli_reports"}),  # its parts
     frozenset({"cli_show"}),
     frozenset({"__init__"}),  # what `import rewriter` offers
     frozenset({"api"}),  # the functions behind it
     frozenset({"engine"}),  # the one loop
-    frozenset({"channel_picture", "search"}),  # channel components drawn; rounds of candidates
+    frozenset({"blame"}),  # which rewrites an audit is against
+    frozenset({"repro"}),  # a failed audit as two small files
+    frozenset({"fates"}),  # what became of rewrites that were made
+    frozenset({"remake", "repro_files"}),  # chosen rewrites once more; what is beside those files
+    frozenset({"cutting"}),  # a part of two models as two small models
+    frozenset(
+        {"channel_picture", "planned", "search", "whole_timing"}
+    ),  # channel components drawn; rounds of candidates
     frozenset({"channel_pieces"}),  # what is one box of that picture
     # which candidates are kept, what each pass would do, what is installed, channel components
     frozenset({"channel_survey", "choose", "doctor", "survey"}),
+    frozenset({"tuning"}),  # what was measured before
     frozenset({"report"}),  # what was found out, for people and programs
+    frozenset({"profile"}),  # where a model spends its time
+    frozenset({"certificate"}),  # an audit on record, and made again
     frozenset({"propose", "equivalence", "timing"}),
     frozenset({"registry"}),  # finding the passes
     frozenset({"grouping"}),  # what passes that give a convolution other groups have in common
@@ -60,15 +72,19 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"graph"}),  # the model as passes see it
     frozenset({"build"}),  # new nodes
     frozenset({"feeds", "activations"}),  # inputs to run with, what tensors hold then
+    frozenset({"data_loader"}),  # inputs that a script of the user's makes
+    frozenset({"ranges", "samples"}),  # what inputs are drawn from, the user's own
     frozenset({"bindings", "options"}),  # concrete input shapes, how to run
     frozenset({"exactness"}),  # whether a provider adds integers exactly
     frozenset({"census", "context", "region", "shapes"}),  # what ORT makes of a model; parts of a model; its shapes
     frozenset({"constants", "names", "saving", "session"}),
+    frozenset({"provenance"}),  # what a rewritten model says of itself
+    frozenset({"contrib_definitions"}),  # operators that stand for several of ONNX's
     frozenset({"model"}),  # load, look, splice
     frozenset({"diagnosis"}),  # why a provider cannot be used
     frozenset({"external", "wire", "wiring", "providers", "nvidia"}),  # data files, bytes, graph wiring; devices
     # operators of ORT's own, sums to probe with, boxes and arrows, what everything may need
-    frozenset({"contrib", "drawing", "errors", "exactness_cases", "logs", "visible"}),
+    frozenset({"bisect", "contrib", "drawing", "errors", "exactness_cases", "logs", "visible"}),
 )
 TABLE = Path(__file__).name
 RANK = {name: rank for rank, row in enumerate(LAYERS) for name in row}

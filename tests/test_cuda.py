@@ -17,10 +17,10 @@ import onnx
 import pytest
 
 import rewriter.activations
-import rewriter.engine
 import rewriter.equivalence.cut
 import rewriter.equivalence.whole
 import rewriter.timing.runners
+import rewriter.whole_timing
 from cli_runs import small_network
 from fake_cuda import fake_cuda
 from rewriter import RunOptions, Runtime, audit, bench, cross_audit, optimize, rewrite
@@ -28,11 +28,9 @@ from rewriter.cli import main
 from rewriter.equivalence import AuditOptions
 from rewriter.registry import all_passes
 from rewriter.timing import Latency
-from test_equivalence import wrong_folds, wrong_graphs, wrong_weights
 from test_equivalence.nets import audited, half, net
-from test_equivalence.wrong_cases import CASES
+from test_equivalence.wrong_suite import CASES
 
-WRONG = (wrong_weights, wrong_graphs, wrong_folds)  # importing them fills CASES
 Array = np.ndarray[Any, Any]
 
 
@@ -122,7 +120,7 @@ def test_optimize_captures_only_what_it_times(cuda: Runtime, monkeypatch: pytest
 
         monkeypatch.setattr(where, "open_session", opened)
 
-    for where in (rewriter.activations, rewriter.engine, rewriter.equivalence.cut, rewriter.equivalence.whole):
+    for where in (rewriter.activations, rewriter.whole_timing, rewriter.equivalence.cut, rewriter.equivalence.whole):
         noted(where, fed)
     noted(rewriter.timing.runners, timed)
     result = optimize(small_network(), RunOptions(cuda.with_options(enable_cuda_graph="1")), budget=8)

@@ -73,7 +73,7 @@ def test_the_commands_do_what_is_said(
         assert run_line(line) == 0, f"{line}\n{capsys.readouterr().err}"
     written = {path.name for path in empty.iterdir()}
     models = {"model.onnx", "faster.onnx", "depthwise.onnx", "grouped.onnx", "wider.onnx", "thin.onnx"}
-    assert written == {*models, "report.json", "channels.svg"}
+    assert written == {*models, "report.json", "channels.svg", "audit.md", "audit.xml", "audit.json"}
 
 
 @pytest.mark.slow

@@ -282,7 +282,7 @@ def test_reports_hold_options_graph_and_clocks(fake_cuda: None) -> None:
     assert (plain["before_cuda_graph"], plain["cuda_graph"], plain["device"]) == (False, True, "")
     assert [clocks["sm"] for clocks in plain["clocks"]] == [1980, 1965]
     loaded = Model.load(conv())
-    assert bench_report([entry], [loaded, loaded], FULL)["timing"]["cuda_graph"] is True
+    assert bench_report([entry], [loaded, loaded], FULL).data["timing"]["cuda_graph"] is True
     machine = Machine()
     alone = latency(
         named(0.1),
@@ -293,7 +293,7 @@ def test_reports_hold_options_graph_and_clocks(fake_cuda: None) -> None:
         open_with=machine.open,
         clocks=lambda _: reading(1980, "power limit"),
     )
-    found = bench_report(alone, [loaded], GRAPH)["latency"]
+    found = bench_report(alone, [loaded], GRAPH).data["latency"]
     assert found["options"] == {"use_tf32": "0", "enable_cuda_graph": "1"}
     assert found["cuda_graph"] is True
     assert found["clocks"][1]["slowed"] == ("power limit",)

@@ -50,6 +50,7 @@ from rewriter.equivalence.records import (
 )
 from rewriter.equivalence.regions import Diff, Region, Side
 from rewriter.equivalence.rounding import coarsest, rounding_of
+from rewriter.equivalence.tolerances import data_notes
 from rewriter.equivalence.verdict import region_verdict, weakest
 from rewriter.equivalence.whole import Run, Whole, open_model
 from rewriter.model import Model
@@ -59,6 +60,8 @@ _PRODUCTS: Final = frozenset({"MatMul", "Gemm"})
 _DRAWS: Final = 4
 """A kernel is wrong on most integers or on none; what is looked for in a rewrite hides better, and gets more draws."""
 _SLACK: Final = 8.0
+_FEW_SAMPLES: Final = 4
+"""Of the user's inputs, up to which the first provider's outputs on all of them are kept in memory."""
 _PERTURBED: Final = 4
 """Products of which each is perturbed by itself, to see whether the outputs respond."""
 
@@ -108,8 +111,11 @@ def _crossed(model: Model, first: Runtime, second: Runtime, options: AuditOption
     diff = diffs[0]
     regions = [_region(diff.before, index) for index in distinct_products(diff.before)]
     whole = Whole(model, model, first, captures(model, diff.before, regions), elsewhere=second)
+    whole.tolerances = asked.tolerances
+    whole.full = asked.full
     tell("runs of the original", 0, 1)
-    whole.run_original(trials(model, bindings, asked), defer=any(elements(part, diff) > LARGE for part in regions))
+    large = any(elements(part, diff) > LARGE for part in regions)
+    whole.run_original(trials(model, bindings, asked), defer=large or len(asked.samples) > _FEW_SAMPLES)
     refused = _refusal(model, second, whole.runs)
     if refused:
         return _not_run(model, (first, second), asked, whole, refused)
@@ -125,7 +131,7 @@ def _crossed(model: Model, first: Runtime, second: Runtime, options: AuditOption
     tell("whole model", 0, 1)
     proven = all(record.verdict == "equivalent" for record in records) and _rounds(diff.before)
     products = max(map(_products, records), default=0)
-    level, outputs = whole.compare(unit, products, proven=proven)
+    level, outputs = whole.compare(unit, products, proven=proven, tell=tell)
     tell("whole model", 1, 1)
     problem = problem_of(whole.witnesses)
     failed = level.outcome == "fail" and whole.runs
@@ -138,7 +144,7 @@ def _crossed(model: Model, first: Runtime, second: Runtime, options: AuditOption
     verdict, grade, reason = crossing_verdict(records, level, (first, second), problem, hidden)
     bare = _not_run(model, (first, second), asked, whole, reason)
     found = {"verdict": verdict, "grade": grade, "regions": tuple(records), "levels": (level,), "outputs": outputs}
-    return bare.model_copy(update={**found, "notes": (where,) if where else ()})
+    return bare.model_copy(update={**found, "notes": (*((where,) if where else ()), *data_notes(asked))})
 
 
 def _refusal(model: Model, second: Runtime, runs: Sequence[Run]) -> str:

@@ -14,6 +14,7 @@ from rewriter.constants import Array
 from rewriter.equivalence.precision import significand_bits
 from rewriter.equivalence.records import AuditOptions, Witness
 from rewriter.model import Model
+from rewriter.ranges import Range, draw_between, range_of, takes_range
 from rewriter.shapes import Shape
 
 Recipe = Literal["normal", "uniform", "integers", "large"]
@@ -34,7 +35,7 @@ class Trial:
     """Feeds for one run, and the alternatives to try where the original refuses them."""
 
     witness: Witness
-    attempts: tuple[Mapping[str, Array], ...]
+    attempts: Sequence[Mapping[str, Array]]
     binding: int
     """Which binding its shapes are; USERS for the user's own inputs."""
 
@@ -44,31 +45,39 @@ def trials(model: Model, bindings: Sequence[Binding], options: AuditOptions) -> 
     for number, sample in enumerate(options.samples):
         shapes = {name: tuple(value.shape) for name, value in sample.items()}
         witness = Witness(recipe=f"user's inputs {number}", seed=None, shapes=shapes, chosen=())
-        yield Trial(witness, (sample,), USERS)
+        yield Trial(witness, options.samples[number : number + 1], USERS)  # read again when run, where it is in a file
     for index, binding in enumerate(bindings):
         recipes = (*RECIPES, "normal") if index == 0 and len(bindings) == 1 else RECIPES if index == 0 else RECIPES[:2]
         for number, recipe in enumerate(recipes):
             seed = options.seed + 10 * index + number
-            yield _trial(model, binding, index, recipe, seed)
+            yield _trial(model, binding, index, recipe, seed, options.ranges)
 
 
-def _trial(model: Model, binding: Binding, index: int, recipe: Recipe, seed: int) -> Trial:
+def _trial(model: Model, binding: Binding, index: int, recipe: Recipe, seed: int, ranges: Mapping[str, Range]) -> Trial:
     shapes = {name: tuple(shape) for name, shape in binding.shapes.items()}
     witness = Witness(recipe=recipe, seed=seed, shapes=shapes, chosen=tuple(sorted(binding.chosen)))
     attempts = []
     whole = any(not significand_bits(value.type.tensor_type.elem_type) for value in model.inputs)
     try:
         for below in _INDEX_RANGE if whole else _INDEX_RANGE[:1]:
-            attempts.append(feeds(model.inputs, shapes, recipe, seed, below))
+            attempts.append(feeds(model.inputs, shapes, recipe, seed, below, ranges))
     except NoFeeds as reason:
         return Trial(witness.model_copy(update={"problem": str(reason)}), (), index)
     return Trial(witness, tuple(attempts), index)
 
 
 def feeds(
-    values: Sequence[onnx.ValueInfoProto], shapes: Mapping[str, Shape], recipe: Recipe, seed: int, below: int = 8
+    values: Sequence[onnx.ValueInfoProto],
+    shapes: Mapping[str, Shape],
+    recipe: Recipe,
+    seed: int,
+    below: int = 8,
+    ranges: Mapping[str, Range] | None = None,
 ) -> dict[str, Array]:
-    """Seeded feeds for the inputs; raises NoFeeds for an input of unknown rank or of strings."""
+    """Seeded feeds for the inputs, within `ranges` where the user gave one, whatever the recipe.
+
+    Raises NoFeeds for an input of unknown rank or of strings.
+    """
     rng = np.random.default_rng(seed)
     found: dict[str, Array] = {}
     for value in values:
@@ -78,7 +87,12 @@ def feeds(
         if value.name not in shapes:
             what = "give its shape (--input-shape), or inputs of your own (--inputs)"
             raise NoFeeds(f"the rank of the input '{value.name}' is not known: {what}")
-        found[value.name] = _draw(rng, shapes[value.name], code, recipe, below)
+        between = range_of(ranges or {}, value.name) if takes_range(code) else None
+        found[value.name] = (
+            _draw(rng, shapes[value.name], code, recipe, below)
+            if between is None
+            else draw_between(rng, shapes[value.name], code, between, recipe)
+        )
     return found
 
 

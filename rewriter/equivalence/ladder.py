@@ -9,18 +9,19 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from rewriter.bindings import Binding, find_bindings
-from rewriter.constants import Array
 from rewriter.equivalence.approximation import (
     NOT_EXACT,
-    UNPROVEN,
     allowed_error,
     approximation_reason,
     compare_approximately,
 )
+from rewriter.equivalence.attempts import Proven, attempts, settled
 from rewriter.equivalence.blind import measure_blindness
-from rewriter.equivalence.cut import Runner, cut
+from rewriter.equivalence.edge_sizes import compare_sizes
+from rewriter.equivalence.edges import Edges, region_edges, summed_flags
 from rewriter.equivalence.exact import LARGE, Exchange, Rerun, compare_exactly
 from rewriter.equivalence.identical import identical
+from rewriter.equivalence.inexact import unconvincing
 from rewriter.equivalence.inputs import USERS, trials
 from rewriter.equivalence.numeric import compare_on_activations, finite_weights
 from rewriter.equivalence.parts import (
@@ -33,7 +34,9 @@ from rewriter.equivalence.parts import (
     reached,
     silent,
     single_precision,
+    usable,
 )
+from rewriter.equivalence.proving import captured_of, equal_on_integers, exchange_of, prove, same_contents
 from rewriter.equivalence.records import (
     Audit,
     AuditOptions,
@@ -46,16 +49,18 @@ from rewriter.equivalence.records import (
     not_applicable,
 )
 from rewriter.equivalence.regions import Diff, Region, Side
-from rewriter.equivalence.rounding import coarsest, rounding_of
-from rewriter.equivalence.static import StaticResult, compare_static
+from rewriter.equivalence.rounding import rounding_of
+from rewriter.equivalence.static import StaticResult
 from rewriter.equivalence.structural import compare_structure
+from rewriter.equivalence.tolerances import data_notes
 from rewriter.equivalence.verdict import audit_verdict, region_verdict
 from rewriter.equivalence.whole import Run, Whole
 from rewriter.model import Model
 from rewriter.session import require_provider
-from rewriter.shapes import bind
 
 _BATCHES = (1, 3)
+_FEW_SAMPLES = 4
+"""Of the user's inputs, up to which the original's outputs on all of them are kept in memory."""
 
 
 def audit(
@@ -101,38 +106,50 @@ class _Pair:
     bindings: tuple[Binding, ...]
     structure: LevelResult
     notes: tuple[str, ...]
-    proven: tuple[tuple[Region, ...], list[StaticResult]] | None = None
-    """The regions and their L1, once found: no provider changes them."""
+    proven: tuple[Sequence[Diff], Proven] | None = None
+    """How they are compared, the regions and their L1, once found: no provider changes them."""
 
 
 def _climb(pair: _Pair, options: AuditOptions, rerun: Rerun | None, tell: Progress) -> Audit:
     """The ladder from L1 up, run as `options` say."""
     before, after, bindings = pair.before, pair.after, pair.bindings
-    diffs = [Diff(before, after, (found.bound, bind(after, found.shapes))) for found in bindings]
-    parts = diffs[0].regions()
-    whole = Whole(before, after, options.runtime, captures(before, diffs[0].before, parts))
+    tried = attempts(before, after, bindings, options.approximated)
+    parts = tried[0][0].regions()
+    looked_at = [region for found in tried for region in found[0].regions()]
+    whole = Whole(before, after, options.runtime, captures(before, tried[0][0].before, looked_at))
     whole.approximate = reached(after, options.approximated)
+    whole.full = options.full
+    whole.tolerances = options.tolerances
     tell("runs of the original", 0, 1)
-    large = any(elements(region, diff) > LARGE for region in parts for diff in diffs)
-    whole.run_original(trials(before, bindings, options), defer=large)
-    diffs, unusable = _usable(diffs, bindings, whole.runs)
-    notes = (*pair.notes, *unusable)
-    pair.proven = pair.proven or _static(diffs, parts, options, whole.runs, tell)
-    regions, statics = pair.proven
+    large = any(elements(region, diff) > LARGE for region in parts for diff in tried[0])
+    many = len(options.samples) > _FEW_SAMPLES and not options.approximated  # which are measured on all of them
+    whole.run_original(trials(before, bindings, options), defer=large or many)
+    _, unusable = usable(tried[0], bindings, whole.runs)
+    notes = (*pair.notes, *unusable, *data_notes(options))
+    pair.proven = pair.proven or settled(
+        [usable(found, bindings, whole.runs)[0] for found in tried],
+        lambda found: prove(found, found[0].regions(), options, whole.runs, tell),
+        lambda region, found: same_contents(region, found, options, whole.runs),
+        lambda region, static, found: equal_on_integers(region, static, found, options),
+    )
+    diffs, (regions, statics) = pair.proven
     levels: list[list[LevelResult]] = []
+    edges: list[Edges | None] = []
     units: list[float] = []
     finite = True
     for number, (region, static) in enumerate(zip(regions, statics, strict=True)):
         tell("regions", number, len(regions))
-        exchange = None if static.result.outcome == "fail" else _exchange(region, diffs, options)
+        exchange = None if static.result.outcome == "fail" else exchange_of(region, diffs, options)
         allowed = allowed_error(region, diffs[0], options)
         if allowed is not None:
             levels.append([static.result, NOT_EXACT, _approximation(region, diffs, exchange, whole.runs, allowed)])
+            edges.append(None)
             continue
         finite = finite and (exchange is None or finite_weights(exchange.before.cut))
         found, unit = _run_region(region, static, diffs, exchange, whole.runs, rerun)
         levels.append(found)
         units.append(unit)
+        edges.append(region_edges(options, exchange, found, captured_of(region, diffs, whole.runs), static))
     tell("whole model", 0, 1)
     products = max((static.products for static in statics), default=0)
     proven = bool(statics) and all(static.result.outcome == "pass" for static in statics)
@@ -142,73 +159,17 @@ def _climb(pair: _Pair, options: AuditOptions, rerun: Rerun | None, tell: Progre
         if static.result.outcome == "pass" and found[-1].outcome == "pass" and found[-1].figures.get("certified")
         for name in region.outputs
     )
-    whole_level, outputs = whole.compare(max(units, default=0.0), products, finite=finite, proven=proven)
+    whole_level, outputs = whole.compare(max(units, default=0.0), products, finite=finite, proven=proven, tell=tell)
+    sizes = compare_sizes(whole, bindings, options, max(units, default=0.0), products, proven=proven)
     blind = _blind(before, bindings, regions, levels, whole, options)
     records = [
-        _record(region, diffs[0], static, found, hidden, whole_level, allowed_error(region, diffs[0], options))
-        for region, static, found, hidden in zip(regions, statics, levels, blind, strict=True)
+        _record(region, diffs[0], static, found, hidden, whole_level, allowed_error(region, diffs[0], options), edge)
+        for region, static, found, hidden, edge in zip(regions, statics, levels, blind, edges, strict=True)
     ]
     tell("whole model", 1, 1)
     proof = _same_definitions(diffs[0])
-    return _audit(
-        before, after, options, pair.structure, notes, records, whole_level, outputs, whole.witnesses, proof=proof
-    )
-
-
-def _usable(diffs: list[Diff], bindings: Sequence[Binding], runs: Sequence[Run]) -> tuple[list[Diff], Sequence[str]]:
-    """Without the bindings that the original does not run at, though it runs at the first, and a note on each.
-
-    Nobody asked for those shapes: what the rewritten model does there says nothing against it.
-    """
-    ran = {run.binding for run in runs}
-    if 0 not in ran:
-        return diffs, ()
-    notes = []
-    for index, binding in enumerate(bindings):
-        if index not in ran:
-            shapes = ", ".join(f"{name} {list(shape)}" for name, shape in binding.shapes.items())
-            notes.append(f"The original does not run with the inputs' shapes {shapes}, so nothing was compared there.")
-    return [diff for index, diff in enumerate(diffs) if index in ran], notes
-
-
-def _static(
-    diffs: Sequence[Diff], regions: tuple[Region, ...], options: AuditOptions, runs: Sequence[Run], tell: Progress
-) -> tuple[tuple[Region, ...], list[StaticResult]]:
-    """Regions and their L1.  Where L1 refutes, names may have been reused for other contents: try larger regions.
-
-    Larger regions that L1 says nothing of do not take a refutation back where the names do stand for the same contents.
-    """
-    pairs = [(diff.before, diff.after) for diff in diffs]
-    operators = diffs[0].operators
-    statics = []
-    for number, region in enumerate(regions):
-        tell("static comparison", number, len(regions))
-        approximate = allowed_error(region, diffs[0], options) is not None
-        statics.append(UNPROVEN if approximate else compare_static(region, pairs, operators))
-    if any(static.result.outcome == "fail" for static in statics) and not options.approximated:
-        larger = diffs[0].regions(meet=False)
-        if larger != regions:
-            others = [compare_static(region, pairs, operators) for region in larger]
-            outcomes = {static.result.outcome for static in others}
-            refuted = [region for region, found in zip(regions, statics, strict=True) if found.result.outcome == "fail"]
-            same = outcomes != {"pass"} and any(_same_contents(region, diffs, options, runs) for region in refuted)
-            if "fail" not in outcomes and not same:
-                return larger, others
-    return regions, statics
-
-
-def _same_contents(region: Region, diffs: Sequence[Diff], options: AuditOptions, runs: Sequence[Run]) -> bool:
-    """Whether what leaves a region is the same in both models, up to rounding, where the original was run."""
-    exchange = _exchange(region, diffs, options)
-    return (
-        exchange is not None and compare_on_activations(exchange, _captured(region, diffs, runs), 0).outcome == "pass"
-    )
-
-
-def _captured(region: Region, diffs: Sequence[Diff], runs: Sequence[Run]) -> list[dict[str, Array]]:
-    """What entered the region in the original's first runs, where all of it is known."""
-    found = [entering(region, diffs[0].before, run) for run in runs if run.binding == 0]
-    return [feeds for feeds in found if len(feeds) == len(region.inputs)][:2]
+    all_found = before, after, options, pair.structure, notes, records, whole_level, outputs, whole.witnesses
+    return _audit(*all_found, proof=proof, sizes=sizes)
 
 
 def _approximation(
@@ -237,31 +198,15 @@ def _run_region(
         why = "Not applicable: the region cannot be cut out, because types or shapes in it are not known."
         return [static.result, not_applicable("L2", why), not_applicable("L3", why)], 0.0
     exact = compare_exactly(exchange, moved=static.moved, offsets_moved=static.offsets_moved, rerun=rerun)
-    if exact.outcome == "pass" and static.altered:
-        exact = not_applicable("L2", "Not applicable: no operator changed, but the values of constants did.")
+    why = unconvincing(static, exchange.before.cut, exchange.after.cut)
+    if exact.outcome == "pass" and why:
+        exact = not_applicable("L2", f"Not applicable: {why}.")
+    if rerun is not None and not static.moved:  # the two models alone do not say how
+        exact = exact.model_copy(update={"figures": {**exact.figures, "rerun": True}})
     if exact.outcome == "fail":
         return [static.result, exact], 0.0
-    numeric = compare_on_activations(exchange, _captured(region, diffs, runs), static.products)
-    sides = exchange.before, exchange.after
-    return [static.result, exact, numeric], coarsest(rounding_of(side.cut, side.runtime) for side in sides).unit
-
-
-def _exchange(region: Region, diffs: Sequence[Diff], options: AuditOptions) -> Exchange | None:
-    if not region.before and not region.after:
-        return None
-    sides = [diff.before for diff in diffs]
-    if any(side.bound.shape(name) is None for side in sides for name in region.inputs):
-        return None
-    if any(name not in sides[0].bound.types for name in region.inputs):
-        return None
-    types = {name: sides[0].bound.types[name] for name in region.inputs}
-    shapes = [{name: side.bound.shape(name) or () for name in region.inputs} for side in sides]
-    known = [{name: value for name in region.inputs if (value := side.bound.value(name)) is not None} for side in sides]
-    old = cut(diffs[0].before, region.before, region, types, shapes)
-    new = cut(diffs[0].after, region.after, region, types, shapes)
-    runners = Runner(old, options.runtime), Runner(new, options.runtime)
-    sizes = tuple(elements(region, diff) for diff in diffs)
-    return Exchange(*runners, types, shapes, known, options.runtime, options.seed, options.draws, frozenset(), sizes)
+    numeric = compare_on_activations(exchange, captured_of(region, diffs, runs), static.products)
+    return [static.result, exact, numeric], rounding_of(exchange.before.cut, exchange.before.runtime).unit
 
 
 def _blind(
@@ -289,7 +234,9 @@ def _record(
     blind: bool | None,
     whole: LevelResult,
     allowed: float | None,
+    edges: Edges | None,
 ) -> RegionAudit:
+    levels = [*levels, *([edges.result] if edges else [])]
     verdict, reason = region_verdict({level.level: level.outcome for level in levels}, blind, whole.outcome)
     if allowed is not None and verdict != "different":
         # A run that measured the error, or nothing: what L4 says of the outputs says nothing of what is allowed here.
@@ -309,6 +256,7 @@ def _record(
         blind=blind,
         reason=refuted.detail if refuted else reason,
         allowed_error=allowed,
+        flags=edges.flags if edges else {},
     )
 
 
@@ -346,6 +294,7 @@ def _audit(
     *,
     same: bool = False,
     proof: bool = False,
+    sizes: tuple[LevelResult, str] | None = None,
 ) -> Audit:
     summary = [(region.verdict, region.grade, _outcome(region)) for region in regions]
     verdict, grade, reason = audit_verdict(
@@ -355,6 +304,7 @@ def _audit(
         identical=same,
         ran=any(not witness.problem for witness in witnesses),
         same_definitions=proof,
+        sizes=sizes[0] if sizes else None,
         problem=problem_of(witnesses),
     )
     off = [region for region in regions if region.allowed_error is not None]
@@ -368,7 +318,8 @@ def _audit(
         grade=grade,
         reason=reason,
         regions=tuple(regions),
-        levels=(structure, whole),
+        levels=(structure, whole, *sizes[:1]) if sizes else (structure, whole),
+        flags=summed_flags([region.flags for region in regions], sizes),
         outputs=tuple(outputs),
         witnesses=tuple(witnesses),
         notes=tuple(notes),

@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Sequence
 
 import onnx
 
+from rewriter.bindings import Binding
 from rewriter.constants import Array, tensor_value
 from rewriter.equivalence.records import Audit, Witness
 from rewriter.equivalence.regions import Diff, Region, Side
@@ -33,6 +34,22 @@ def captures(model: Model, side: Side, regions: Sequence[Region]) -> dict[str, o
         for name in region.inputs
         if name not in listed and name in side.bound.types
     }
+
+
+def usable(diffs: list[Diff], bindings: Sequence[Binding], runs: Sequence[Run]) -> tuple[list[Diff], Sequence[str]]:
+    """Without the bindings that the original does not run at, though it runs at the first, and a note on each.
+
+    Nobody asked for those shapes: what the rewritten model does there says nothing against it.
+    """
+    ran = {run.binding for run in runs}
+    if 0 not in ran:
+        return diffs, ()
+    notes = []
+    for index, binding in enumerate(bindings):
+        if index not in ran:
+            shapes = ", ".join(f"{name} {list(shape)}" for name, shape in binding.shapes.items())
+            notes.append(f"The original does not run with the inputs' shapes {shapes}, so nothing was compared there.")
+    return [diff for index, diff in enumerate(diffs) if index in ran], notes
 
 
 def reached(model: Model, tensors: Collection[str]) -> frozenset[str]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
+from rewriter.options import RunOptions, Tolerance
 from rewriter.session import Runtime
 from rewriter.shapes import Shape
 
@@ -17,7 +18,7 @@ Verdict = Literal["equivalent", "approximate", "different", "not_verified"]
 """`approximate`: every run agreed within the original's own accuracy, but the agreement is not proven."""
 Grade = Literal["bitwise", "exact", "finite", "rounding"]
 """bitwise: nothing differs; exact: weights only moved; finite: zeros were inserted; rounding: weights were combined."""
-Level = Literal["L0", "L1", "L2", "L3", "L4"]
+Level = Literal["L0", "L1", "L2", "L3", "L4", "L5"]
 Outcome = Literal["pass", "fail", "not applicable", "not exact here"]
 Precision = Literal["full", "tf32"]
 """tf32: float32 operands are rounded to 11 bits before they are multiplied."""
@@ -34,7 +35,7 @@ class AuditOptions:
     runtime: Runtime = field(default_factory=Runtime)
     seed: int = 0
     input_shapes: Mapping[str, Shape] = field(default_factory=dict)
-    samples: tuple[Mapping[str, np.ndarray], ...] = ()
+    samples: Sequence[Mapping[str, np.ndarray]] = ()
     """The user's own inputs, each a complete set of feeds."""
     approximated: Mapping[str, float] = field(default_factory=dict)
     """Tensors of the second model that need only approximate the first one's, with the relative error allowed.
@@ -45,12 +46,36 @@ class AuditOptions:
     """Integer draws of L2, each with inputs and weights of its own seed."""
     perturbed_regions: int = 8
     """Regions whose effect on the outputs is measured one by one, at one run of the whole model each."""
+    full: bool = False
+    """Whether outputs are also compared with float64 (L4), and both models on the edges of the number range (L5)."""
+    tolerances: Mapping[str, Tolerance] = field(default_factory=dict)
+    """The error that the user would take, by output name ("": all others): reported, never decisive."""
+    ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    """What inputs are drawn from, by input name ("": all others): from low to high."""
+
+
+def audit_options(options: RunOptions, *, runtime: Runtime | None = None) -> AuditOptions:
+    """What the options of a command say of its audits; on `runtime`, where that is another one."""
+    return AuditOptions(
+        runtime=runtime or options.runtime,
+        seed=options.seed,
+        input_shapes=options.input_shapes,
+        samples=options.samples,
+        full=options.full,
+        tolerances=options.tolerances,
+        ranges=options.ranges,
+    )
 
 
 class Record(BaseModel):
     """Base of the records: frozen, compared by value."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        ser_json_inf_nan="strings",
+        use_attribute_docstrings=True,  # for the schema of certificates
+    )
 
 
 class LevelResult(Record):
@@ -77,6 +102,8 @@ class RegionAudit(Record):
     reason: str
     allowed_error: float | None = None
     """The relative error that was allowed, where it only had to approximate; None: it had to be equivalent."""
+    flags: dict[str, str] = {}
+    """What L5 found: `nonfinite`, `signed_zero` and `denormals`, each "same", "differs" or "not compared"."""
 
     @property
     def accepted(self) -> bool:
@@ -106,8 +133,14 @@ class OutputAudit(Record):
     ratio: float
     """Largest error as a fraction of what is allowed; above 1 the level fails."""
     bitwise: bool
+    own_error: float | None = None
+    """Largest error against float64 of the original, where a float64 reference was made; of the run judged worst."""
+    new_error: float | None = None
+    """That of the rewritten model in the same run."""
     compared: bool
     """False where nothing was learned: never finite, empty, or the same whatever the input."""
+    within_tolerance: bool | None = None
+    """Whether every difference is within the tolerance that the user gave; None where none was.  Decides nothing."""
 
 
 class Witness(Record):
@@ -130,7 +163,7 @@ class Audit(Record):
     reason: str
     regions: tuple[RegionAudit, ...]
     levels: tuple[LevelResult, ...]
-    """L0 and L4, which concern the whole model."""
+    """L0 and L4, which concern the whole model, and L5 at other sizes where dimensions are free."""
     outputs: tuple[OutputAudit, ...]
     witnesses: tuple[Witness, ...]
     notes: tuple[str, ...]
@@ -145,13 +178,16 @@ class Audit(Record):
     precision: Precision = "full"
     reference: str = ""
     """The provider that the *first* model ran on, where that was another one."""
+    flags: dict[str, str] = {}
+    """Those of the regions together, and `sizes`: at which other sizes of free dimensions both models were run."""
     deployed: Audit | None = None
     """The runs once more with the user's own options, where these compute in less than full precision."""
 
     @property
     def accepted(self) -> bool:
         """Whether the models are as was asked: equivalent, but for regions that only had to approximate, and do."""
-        asked = bool(self.regions) and all(region.accepted for region in self.regions)
+        allowed = any(region.allowed_error is not None for region in self.regions)
+        asked = allowed and all(region.accepted for region in self.regions)
         return self.verdict == "equivalent" or (self.verdict == "approximate" and asked and self._runs_agree)
 
     @property

@@ -14,6 +14,7 @@ import onnx
 from rewriter.constants import tensor_value
 from rewriter.equivalence.records import LevelResult, failed, passed
 from rewriter.model import Model
+from rewriter.provenance import unstamped
 
 _DOMAINS = {"ai.onnx": ""}
 
@@ -150,7 +151,7 @@ def _notes(before: Model, after: Model) -> Iterator[str]:
         f.SerializeToString(deterministic=True) for f in b.functions
     ]:
         yield "The model's functions differ."
-    if [(p.key, p.value) for p in a.metadata_props] != [(p.key, p.value) for p in b.metadata_props]:
+    if unstamped(a.metadata_props) != unstamped(b.metadata_props):
         yield "The metadata of the model differs."
     if (a.doc_string, a.graph.doc_string) != (b.doc_string, b.graph.doc_string):
         yield "The documentation strings differ."

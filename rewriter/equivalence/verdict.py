@@ -11,8 +11,8 @@ _SLACK = 8.0
 
 
 def region_verdict(outcomes: Mapping[Level, Outcome], blind: bool | None, whole: Outcome | None) -> tuple[Verdict, str]:
-    """The verdict of one region from L1–L3, whether the outputs are blind to it, and the outcome of L4."""
-    failures = [level for level in ("L1", "L2", "L3") if outcomes.get(level) == "fail"]
+    """The verdict of one region from L1–L3 and L5, whether the outputs are blind to it, and the outcome of L4."""
+    failures = [level for level in ("L1", "L2", "L3", "L5") if outcomes.get(level) == "fail"]
     if failures:
         return "different", f"{failures[0]} refutes it."
     proven, exact, bounded = (outcomes.get(level) == "pass" for level in ("L1", "L2", "L3"))
@@ -39,11 +39,12 @@ def audit_verdict(
     ran: bool,
     same_definitions: bool = False,
     problem: str = "",
+    sizes: LevelResult | None = None,
 ) -> tuple[Verdict, Grade | None, str]:
     """The verdict on the whole; `regions` are (verdict, grade, outcome of L3), `ran` whether the original ran.
 
     `same_definitions`: operator sets and functions are equal, so that no region at all is a proof that needs no run.
-    `problem`: why the original ran on nothing, as a clause.
+    `problem`: why the original ran on nothing, as a clause.  `sizes`: L5 of the whole models, if it was asked for.
     """
     if structure.outcome == "fail":
         return "different", None, structure.detail
@@ -52,6 +53,8 @@ def audit_verdict(
     wrong = sum(verdict == "different" for verdict, _, _ in regions)
     if wrong:
         return "different", None, f"{_of(wrong, len(regions), 'computes', 'compute')} something else."
+    if sizes is not None and sizes.outcome == "fail":
+        return "different", None, sizes.detail
     if not regions and same_definitions and whole.outcome != "fail":
         return "equivalent", "bitwise", "No operator and no constant differs."
     if not ran:

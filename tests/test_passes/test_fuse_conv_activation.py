@@ -13,7 +13,7 @@ from onnx import helper
 
 import rewriter
 import rewriter.choose
-import rewriter.engine
+import rewriter.whole_timing
 from funnel import check, declines
 from programs import program
 from rewriter.cli import main
@@ -277,7 +277,7 @@ def test_it_has_its_turn_when_the_others_are_done(monkeypatch: pytest.MonkeyPatc
         return [timing(2.0, "FASTER") for _ in some]
 
     monkeypatch.setattr(rewriter.choose, "compare", faster)
-    monkeypatch.setattr(rewriter.engine, "compare", faster)
+    monkeypatch.setattr(rewriter.whole_timing, "compare", faster)
     rules = {name: pass_named(name) for name in (PASS, "regroup")}
     model = Model.load(program("t = Conv <group = 4> (x, w, b) y = Relu (t)", w=(8, 2, 3, 3), b=B))
     outcome = optimize(model, rules, {"regroup": {"factor": 2}}, ALLOWED)
@@ -304,7 +304,7 @@ def test_two_convolutions_into_one_sum_are_alternatives(monkeypatch: pytest.Monk
         return [timing(2.0, "FASTER") for _ in some]
 
     monkeypatch.setattr(rewriter.choose, "compare", faster)
-    monkeypatch.setattr(rewriter.engine, "compare", faster)
+    monkeypatch.setattr(rewriter.whole_timing, "compare", faster)
     body = f"t = {PADDED} (x, w, b) u = Conv (x, v) s = Add (t, u) y = Relu (s)"
     outcome = optimize(Model.load(program(body, w=W, b=B, v=(8, 8, 1, 1))), {PASS: pass_named(PASS)}, {}, ALLOWED)
     assert outcome.verdict == "equivalent", outcome.reason

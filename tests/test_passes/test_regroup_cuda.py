@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import rewriter.choose
-import rewriter.engine
+import rewriter.whole_timing
 from cli_runs import small_network
 from fake_cuda import fake_cuda
 from models.grouped import GroupedConv, grouped_conv_model
@@ -193,7 +193,7 @@ def where_sums_are_fast(monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[st
         return [timing(*each, original.name, one.name, "cuda") for one, each in zip(some, found, strict=True)]
 
     monkeypatch.setattr(rewriter.choose, "compare", compare)
-    monkeypatch.setattr(rewriter.engine, "compare", compare)
+    monkeypatch.setattr(rewriter.whole_timing, "compare", compare)
     return lambda: seen
 
 
@@ -231,7 +231,7 @@ def test_every_candidate_passes_the_audit_on_the_device(rule: str, settings: Set
 
 def audited(rule: str, settings: Settings) -> None:
     model = small_network()
-    result = rewrite(model, [rule], CUDA, settings={rule: settings})
+    result = rewrite(model, [rule], CUDA, settings={rule: settings}, stamped=False)
     assert result.report.verdict == "equivalent", result.report.reason
     assert result.changed
     there, _, _ = sweep(Model.load(model), Step(all_passes()[rule], settings), {})
