@@ -19,7 +19,7 @@ from models.zoo.refill import zoo_model
 from rewriter.census import census
 
 RESULTS: Final = Path(__file__).parent / "results" / "components.json"
-PASSES: Final = ("pad-channels", "absorb-shuffle", "align-concat")
+PASSES: Final = ("pad-channels", "absorb-shuffle", "align-concat", "expand-gate")
 NAMES: Final = (
     "regnet_y_400mf",
     "regnet_x_1_6gf",

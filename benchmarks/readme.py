@@ -80,8 +80,8 @@ def _components(measured: dict[str, Any]) -> list[str]:
     """What padding and permuting channels adds, with the census of ONNX Runtime's own kernels."""
     lines = [
         f"Each optimized in {measured['budget']:.0f} s with and without the passes for channel components "
-        "(`pad-channels`, `absorb-shuffle`, `align-concat`); the convolutions on the fast path, and the changes of "
-        "layout that ONNX Runtime makes:",
+        "(`pad-channels`, `absorb-shuffle`, `align-concat`, `expand-gate`); the convolutions on the fast path, and the "
+        "changes of layout that ONNX Runtime makes:",
         "",
         "| model | without | with | fast path: original, without, with | Reorders: original, without, with |",
         "|---|---|---|---|---|",

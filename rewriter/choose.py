@@ -27,10 +27,13 @@ from rewriter.tuning import Memory
 _BLOCK_SECONDS = 0.01
 _WARMUP_SECONDS = 0.05
 _MOST_SECONDS, _LEAST_SECONDS = 4.0, 0.4
+_FINE_SECONDS = 0.8  # of a place that has time for a third look
 _BRIEF_SHARE = 0.3  # of a place's time, for a first look at all candidates
 _LOSING, _FAR_SLOWER = 0.97, 0.9  # speed-ups below which a first look is enough, with and without an interval
 _DOUBTFUL, _FINE = 1.02, 0.01  # speed-up in the noise that earns a third look, and the half-width asked of it
 _LIKELY = 1.02  # speed-up in the noise that is worth a trial in the whole model
+_GUESS, _GUESSED = 2e-9, 4e7  # milliseconds saved for each multiplication, and how many of them that guess is worth
+_MOVING = 32  # multiplications of a convolution in the time that one element is read and written
 BUDGET_SPENT = (
     "No time was left to measure it, besides what the timing of the whole model and the audit may take: raise --budget."
 )
@@ -50,7 +53,7 @@ class Place:
     part: onnx.ModelProto
     key: str
     work: int
-    """Multiplications of its convolutions: where most time may be, so that it is measured first."""
+    """What it costs, in multiplications: where most time may be, so that it is measured first."""
 
 
 @dataclass(frozen=True)
@@ -89,15 +92,51 @@ def places(
 
 
 def _work(model: Model, bound: Bound, nodes: Iterable[int]) -> int:
-    """Multiplications of the convolutions among the nodes, where their sizes are known."""
+    """Multiplications of the convolutions among the nodes, and what moving all that they make costs in these."""
     total = 0
     for index in nodes:
         node = model.nodes[index]
-        shape = bound.shape(node.output[0]) if node.op_type == "Conv" else None
-        weight = bound.shape(node.input[1]) if shape is not None else None
-        if shape is not None and weight is not None:
+        shape = bound.shape(node.output[0])
+        if shape is None:
+            continue
+        total += _MOVING * math.prod(shape)
+        weight = bound.shape(node.input[1]) if node.op_type == "Conv" else None
+        if weight is not None:
             total += shape[0] * math.prod(shape[2:]) * math.prod(weight)
     return total
+
+
+class Promise:
+    """What a place may save: what its passes have saved at the places measured so far, for as much work.
+
+    It decides what is measured first, and how long; never what is chosen.
+    """
+
+    def __init__(self) -> None:
+        self._work: dict[str, int] = {}
+        self._saved: dict[str, float] = {}
+
+    def of(self, place: Place) -> float:
+        """Milliseconds, of the pass that promises most."""
+        return (1 + place.work) * max(self._rate(one.step.rule.name) for one in place.candidates)
+
+    def is_new(self, place: Place) -> bool:
+        """Whether it has a candidate of a pass that was not measured anywhere yet."""
+        return any(one.step.rule.name not in self._work for one in place.candidates)
+
+    def learn(self, place: Place, timings: Sequence[Timing]) -> None:
+        """Take in what was measured at a place, the best of each pass; a loss saves nothing."""
+        saved: dict[str, float] = {}
+        for one, timing in zip(place.candidates, timings, strict=True):
+            name = one.step.rule.name
+            saved[name] = max(saved.get(name, 0.0), timing.before_ms - timing.after_ms)
+        for name, milliseconds in saved.items():
+            self._work[name] = self._work.get(name, 0) + 1 + place.work
+            self._saved[name] = self._saved.get(name, 0.0) + milliseconds
+
+    def _rate(self, name: str) -> float:
+        work, saved = self._work.get(name, 0), self._saved.get(name, 0.0)
+        return (_GUESS * _GUESSED + saved) / (_GUESSED + work)
 
 
 def choose(
@@ -107,11 +146,13 @@ def choose(
     options: RunOptions,
     deadline: float,
     progress: Progress,
+    promise: Promise,
     memory: Memory | None = None,
 ) -> tuple[list[Choice], list[Attempt], list[Place]]:
     """Measure each distinct place once; gives the winners, one per place at most, and what became of the others.
 
-    What `memory` knows is not measured again.  `deadline` is a time of `time.perf_counter`; the places that it leaves
+    Each pass is measured somewhere first, then what promises most.  What `memory` knows is not measured again.
+    `deadline` is a time of `time.perf_counter`; the places that it leaves
     no time for come last, they are not guessed.
     """
     distinct: dict[str, Place] = {}
@@ -126,22 +167,27 @@ def choose(
     if entering:
         (captured,) = capture(graph.model, entering - feeds.keys(), [feeds], options.runtime)
     counts = Counter(place.key for place in found)
-    fresh = [entry for entry in distinct.items() if entry[0] not in measured]
-    most_first = sorted(fresh, key=lambda entry: -counts[entry[0]] * entry[1].work)
-    for number, (key, place) in enumerate(most_first):
-        progress("measuring candidates", number, len(fresh))
+    waiting = {key: place for key, place in distinct.items() if key not in measured}
+    total = len(waiting)
+    while waiting:
+        progress("measuring candidates", total - len(waiting), total)
         left = deadline - time.perf_counter()
+        scores = {key: counts[key] * promise.of(place) for key, place in waiting.items()}
+        key = max(scores, key=lambda each: (promise.is_new(waiting[each]), scores[each]))
+        place = waiting.pop(key)
         if left < _LEAST_SECONDS:
             measured[key] = None
             continue
-        seconds = min(_MOST_SECONDS, max(_LEAST_SECONDS, left / (len(fresh) - number)))
+        seconds = min(_MOST_SECONDS, max(_LEAST_SECONDS, left * scores[key] / sum(scores.values())))
         try:
             timings = measured[key] = _measure(graph.model, place, captured, options, seconds)
-            if memory is not None:
-                memory.note(key, place.candidates, timings)
         except SessionFailed as error:
             measured[key] = f"It could not be measured: {error}"
-    progress("measuring candidates", len(fresh), len(fresh))
+            continue
+        promise.learn(place, timings)
+        if memory is not None:
+            memory.note(key, place.candidates, timings)
+    progress("measuring candidates", total, total)
     choices: list[Choice] = []
     attempts: list[Attempt] = []
     late: list[Place] = []
@@ -260,7 +306,8 @@ def _measure(model: Model, place: Place, captured: Feeds, options: RunOptions, s
     if several and alive:
         look(alive, seconds * (1 - _BRIEF_SHARE))
     best = max(range(len(found)), key=lambda number: found[number].speedup)
-    if found[best].speedup > _DOUBTFUL and all(timing.verdict != "FASTER" for timing in found):
+    doubtful = found[best].speedup > _DOUBTFUL and all(timing.verdict != "FASTER" for timing in found)
+    if doubtful and seconds >= _FINE_SECONDS:
         look([best], seconds, half_width=_FINE)
     return found
 

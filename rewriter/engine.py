@@ -33,10 +33,10 @@ from rewriter.whole_timing import time_whole
 
 Progress = Callable[[str, int, int], None]
 
-_MEASURE_SHARE = 0.5
+_MEASURE_SHARE = 0.6
 """Part of the budget that goes into measuring candidates; the timing of the whole model and the audit get the rest."""
-_TIMING_SHARE = 0.25
-_AUDIT_SHARE = 0.25  # kept for the audit where more candidates could be measured than fit into their part
+_TIMING_SHARE = 0.2
+_AUDIT_SHARE = 0.15  # kept for the audit where more candidates could be measured than fit into their part
 _MOST_TIMING = 20.0  # seconds for the whole model's timing, unless fewer pairs than an interval needs fit into it
 
 

@@ -11,6 +11,7 @@ from rewriter.choose import (
     BUDGET_SPENT,
     Choice,
     Progress,
+    Promise,
     choose,
     compatible,
     describe,
@@ -29,7 +30,7 @@ _ROUNDS = 3
 """A convolution can be recognised, then regrouped; no more turns are needed than that and one to see it is done."""
 _FIRST_ROUND = 0.65
 """Part of the measuring time for the first round, so that what it makes possible can be measured as well."""
-_BEFORE_LAST = 0.7
+_BEFORE_LAST = 0.85
 """Part of it for all rounds before those of the passes that finish."""
 _REPLACED = "It was not measured before another rewrite took its place."
 
@@ -57,12 +58,13 @@ def search(
     last = {name: rule for name, rule in able.items() if rule.finishes}
     phases = [phase for phase in ({n: r for n, r in able.items() if n not in last}, last) if phase]
     current = model
+    promise = Promise()
     applied: list[Applied] = []
     attempts: list[Attempt] = []
     for number, phase in enumerate(phases, 1):
         share = 1.0 if number == len(phases) else _BEFORE_LAST
         until = (begin + share * seconds, begin + share * most)
-        current, done, others = _rounds(current, phase, settings, options, inputs, until, progress, memory)
+        current, done, others = _rounds(current, phase, settings, options, inputs, until, progress, promise, memory)
         applied += done
         attempts += others
     return current, applied, attempts + [attempt for found in refused.values() for attempt in found]
@@ -76,6 +78,7 @@ def _rounds(
     inputs: Inputs,
     until: tuple[float, float],
     progress: Progress,
+    promise: Promise,
     memory: Memory | None,
 ) -> tuple[Model, list[Applied], list[Attempt]]:
     """Rounds of some of the passes, up to `until`: two times of `time.perf_counter`, the later where some are left."""
@@ -107,7 +110,7 @@ def _rounds(
             break
         found, left_out = places(graph, candidates, inputs.feeds)
         attempts += left_out
-        choices, others, left = choose(graph, found, inputs.feeds, options, deadline, progress, memory)
+        choices, others, left = choose(graph, found, inputs.feeds, options, deadline, progress, promise, memory)
         attempts += others
         late = {place.start: place.candidates for place in left}
         kept, clashing = compatible(choices)
