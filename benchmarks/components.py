@@ -32,13 +32,12 @@ NAMES: Final = (
 
 
 def main() -> None:
-    """Optimize each model with and without the passes, and write the results after each one."""
+    """Optimize each model with and without the passes, and write the results after each one, in place of older ones."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", default=NAMES)
     parser.add_argument("--budget", type=float, default=60.0)
     asked = parser.parse_args()
-    rows: list[dict[str, Any]] = []
-    environment: dict[str, str] = {}
+    rows: list[dict[str, Any]] = json.loads(RESULTS.read_text())["models"] if RESULTS.exists() else []
     for name in asked.names:
         model = zoo_model(name)
         found = {}
@@ -52,7 +51,9 @@ def main() -> None:
                 "grade": result.report.grade,
                 "census": _counts(result.model.SerializeToString()),
             }
-        rows.append({"model": name, "before": _counts(model.SerializeToString()), **found})
+        new = {"model": name, "before": _counts(model.SerializeToString()), **found}
+        kept = [row for row in rows if row["model"] != name]
+        rows = sorted([*kept, new], key=lambda row: NAMES.index(row["model"]) if row["model"] in NAMES else len(NAMES))
         RESULTS.write_text(
             json.dumps({"environment": environment, "budget": asked.budget, "models": rows}, indent=2) + "\n"
         )

@@ -226,8 +226,8 @@ def test_what_the_first_round_left_over_is_measured_after_it(
         now[0] = 0.0
         return optimize(two, {REGROUP.name: REGROUP}, {REGROUP.name: BLOCK}, OPTIONS, budget)
 
-    # The first round ends after 0.26 of the budget, measuring after 0.5 at most.
+    # The first round ends after 0.39 of the budget, measuring after 0.65 at most.
     assert len(kept(spending(9))) == 2
-    short = spending(7)
+    short = spending(6.5)
     assert len(kept(short)) == 1
     assert [entry.outcome for entry in short.attempts if "raise --budget" in entry.reason] == ["unmeasured"]
