@@ -109,6 +109,9 @@ def optimize(
     given.check_budget(budget)
     if records_file is not None and no_records:
         raise BadInput("--records and --no-records exclude each other.")
+    others = [model, *([output] if output else []), *(report or ())]
+    if records_file is not None and any(records_file.resolve() == other.resolve() for other in others):
+        raise BadInput(f"--records {records_file} is also a model or a report of this command: name another file.")
     target = None if dry_run else output or given.default_output(model)
     also = Also(report or (), certificate, repro)
     out = checked_output(model, output, target, also)

@@ -61,6 +61,8 @@ def export(
     from rewriter.tuning import dump
 
     store = _store(file)
+    if to.resolve() == store.path.resolve():
+        raise BadInput(f"'{to}' holds the records themselves: export them to another file.")
     plans, places = store.plans(), store.places()
     write_atomically(to, dump(places, plans))
     show([], f"{len(plans)} models and {len(places)} places written to {to}")
@@ -79,7 +81,7 @@ def import_(
     from rewriter.tuning import load
 
     places, plans = load(source)
-    store = _store(file)
+    store = _store(file, make=True)
     store.add(places, plans)
     show([], f"{len(plans)} models and {len(places)} places taken into {store.path}")
     return DONE
@@ -88,7 +90,7 @@ def import_(
 @records.command("prune")
 def prune(
     older_than: Annotated[
-        int | None, typer.Option("--older-than", metavar="DAYS", min=0, help="Remove those older than this.")
+        int | None, typer.Option("--older-than", metavar="DAYS", min=0, max=36500, help="Remove those older than this.")
     ] = None,
     everything: Annotated[bool, typer.Option("--all", help="Remove all of them.")] = False,
     file: FileOption = None,
@@ -103,10 +105,10 @@ def prune(
     return DONE
 
 
-def _store(file: Path | None) -> Store:
+def _store(file: Path | None, *, make: bool = False) -> Store:
     from rewriter.tuning import Store, default_path
 
-    return Store(file or default_path())
+    return Store(file or default_path(), make=make or file is None)
 
 
 def _plans(plans: list[PlanEntry]) -> Table:

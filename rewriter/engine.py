@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -197,12 +198,12 @@ def optimize(
     current, applied, attempts = search(model, rules, settings, options, inputs, share, most, progress, memory)
     attempts += unreachable_sites(model)
     if not applied:
-        _remember(task, memory, [], None)
-        return replace(_unchanged(model, attempts, _nothing_done(model, _none_faster(attempts))), inputs=inputs)
+        notes = _remember(task, memory, [], None)
+        unchanged = _unchanged(model, attempts, _nothing_done(model, _none_faster(attempts)))
+        return replace(unchanged, inputs=inputs, notes=notes)
     current, kept, timing, without = _fastest(model, current, applied, inputs, options, seconds, progress)
     outcome, kept = _judged(task, current, kept, timing, without + attempts)
-    _remember(task, memory, kept, outcome)
-    return outcome
+    return replace(outcome, notes=(*outcome.notes, *_remember(task, memory, kept, outcome)))
 
 
 @dataclass(frozen=True)
@@ -259,7 +260,9 @@ def _judged(
 
 def _recalled(task: _Task, memory: Memory, seconds: float) -> Outcome | None:
     """The rewrites recorded for this model, timed and audited again; None where there are none that hold."""
-    plan = memory.plan(*task.identity, task.budget)
+    plan = None
+    with contextlib.suppress(BadInput):  # records that cannot be read are none
+        plan = memory.plan(*task.identity, task.budget)
     made = None if plan is None else from_plan(task.model, plan, task.rules, task.options)
     if plan is None or made is None:
         return None
@@ -271,16 +274,19 @@ def _recalled(task: _Task, memory: Memory, seconds: float) -> Outcome | None:
     return replace(outcome, notes=(*outcome.notes, note)) if outcome.changed else None
 
 
-def _remember(task: _Task, memory: Memory | None, kept: Sequence[Applied], outcome: Outcome | None) -> None:
-    """Record what was measured, and the rewrites kept."""
+def _remember(task: _Task, memory: Memory | None, kept: Sequence[Applied], outcome: Outcome | None) -> tuple[str, ...]:
+    """Record what was measured, and the rewrites kept; a note where that cannot be done, which spoils nothing else."""
     if memory is None:
-        return
-    if outcome is None or not outcome.changed or outcome.timing is None:
-        memory.keep([])
-        return
-    complete = all(entry.outcome != "unmeasured" for entry in outcome.attempts)
-    plan = memory.planned(*task.identity, kept, outcome.timing.speedup, task.budget, complete=complete)
-    memory.keep(kept, plan)
+        return ()
+    plan = None
+    if outcome is not None and outcome.changed and outcome.timing is not None:
+        complete = all(entry.outcome != "unmeasured" for entry in outcome.attempts)
+        plan = memory.planned(*task.identity, kept, outcome.timing.speedup, task.budget, complete=complete)
+    try:
+        memory.keep(kept if plan else [], plan)
+    except BadInput as error:
+        return (f"What was measured is not kept: {error}",)
+    return ()
 
 
 def _kernels(task: _Task, after: Model) -> Kernels | None:

@@ -6,9 +6,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from rewriter.base import Pass
+from rewriter.errors import BadInput
 from rewriter.model import Model
 from rewriter.options import RunOptions
-from rewriter.propose import Applied, Step, sweep
+from rewriter.propose import Applied, Step, check_allowed, sweep
 from rewriter.tuning import PlanEntry, PlanStep
 
 
@@ -23,6 +24,11 @@ def from_plan(
             return None
         known = {step.site: step for step in steps}
         step = Step(rule, dict(steps[0].settings), frozenset(known))
+        try:
+            check_allowed([step], options.allow)
+            rule.check({**rule.defaults, **step.settings})
+        except (BadInput, ValueError, TypeError):  # a record from elsewhere may hold anything
+            return None
         model, made, _ = sweep(model, step, options.input_shapes, options.runtime.provider)
         if {done.rewrite.site for done in made} != known.keys():
             return None

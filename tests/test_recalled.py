@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,12 @@ from models.resnext import ResNeXt, resnext_model
 from rewriter.engine import Outcome, optimize
 from rewriter.model import Model
 from rewriter.options import RunOptions
+from rewriter.planned import from_plan
 from rewriter.registry import pass_named
 from rewriter.rule import Settings
 from rewriter.session import Runtime
 from rewriter.timing import Contender, Timing
-from rewriter.tuning import Memory, Store, environment_of
+from rewriter.tuning import Memory, PlanEntry, PlanStep, Store, environment_of
 from timings import timing
 
 REGROUP = pass_named("regroup")
@@ -155,3 +157,33 @@ def test_a_cache_folder_that_cannot_be_used_is_no_error(
     assert rewriter.optimize(source, only=["split-groups"]).changed
     with pytest.raises(rewriter.BadInput, match="cannot be made"):
         rewriter.optimize(source, only=["split-groups"], records=tmp_path / "file" / "x.sqlite3")
+
+
+def test_records_that_cannot_be_kept_are_a_note(
+    run: Callable[..., Outcome], measured: Measured, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def add(*_: object) -> None:
+        raise rewriter.BadInput("the disk is full.")
+
+    monkeypatch.setattr(Store, "add", add)
+    outcome = run()
+    assert outcome.changed
+    assert outcome.notes == ("What was measured is not kept: the disk is full.",)
+    assert measured.contexts
+    assert not store.plans()
+
+
+def test_a_plan_of_a_pass_that_is_not_allowed_is_not_made(model: Model) -> None:
+    step = PlanStep(pass_name="fuse-conv-activation", settings={}, site="stage1.block1.relu1", why="", sure=True)
+    rules = {"fuse-conv-activation": pass_named("fuse-conv-activation")}
+    made = PlanEntry(
+        environment=environment_of(Runtime()),
+        model="ab" * 32,
+        asked="cd" * 32,
+        steps=(step,),
+        speedup=1.5,
+        budget=60.0,
+        complete=True,
+        created=datetime.now(UTC),
+    )
+    assert from_plan(model, made, rules, RunOptions()) is None

@@ -164,13 +164,28 @@ def test_an_older_file_is_brought_up(store: Store, monkeypatch: pytest.MonkeyPat
         assert database.execute("SELECT count(*) FROM extra").fetchone() == (0,)
 
 
-def test_a_damaged_file_is_put_aside(tmp_path: Path) -> None:
-    path = tmp_path / "tuning.sqlite3"
-    path.write_bytes(b"no database at all, and longer than a header" * 40)
-    store = Store(path)
-    store.add([place()], [])
-    assert store.place(HERE, KEY) is not None
-    assert path.with_suffix(".damaged").read_bytes().startswith(b"no database")
+@pytest.mark.parametrize("content", [b"no database at all, and longer than a header" * 40, None])
+def test_a_file_of_something_else_is_left_alone(tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "model.onnx"
+    if content is None:
+        with sqlite3.connect(path) as database:
+            database.execute("CREATE TABLE mine (a TEXT)")
+    else:
+        path.write_bytes(content)
+    before = path.read_bytes()
+    with pytest.raises(BadInput, match=r"cannot be used|of another program"):
+        Store(path)
+    assert path.read_bytes() == before
+    assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
+
+
+def test_records_that_cannot_be_written_spoil_nothing(store: Store) -> None:
+    store.path.write_bytes(b"damaged" * 1000)
+    with pytest.raises(BadInput, match="cannot be used"):
+        store.add([place()], [])
+    with pytest.raises(BadInput, match="cannot be used"):
+        store.place(HERE, KEY)
+    assert Memory(store, HERE).recall("any", candidates()[:1]) is None
 
 
 def test_where_no_file_can_be_one_sentence_says_so(tmp_path: Path) -> None:
@@ -315,5 +330,6 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
 def test_the_command_refuses(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], reason: str
 ) -> None:
+    Store(tmp_path / "t.sqlite3")
     assert main(["records", *arguments, "--file", str(tmp_path / "t.sqlite3")]) == 2
     assert reason in capsys.readouterr().err

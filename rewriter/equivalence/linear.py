@@ -62,6 +62,7 @@ class Evaluation:
         self.convs: list[ConvUse] = []
         self.given: set[str] = set()
         """Tensors that stand for symbols of their own."""
+        self.rescaled = False  # whether a factor was taken from behind an operator to before it, with a rounding
         self.computed = False
         """Whether constants are computed from constants at run time, or scaled, by more than moving them."""
         self.families: dict[Shape, Family] = {}

@@ -84,7 +84,8 @@ class Numbers:
             operands.sort()
         inner = sorted(used_names([node]) - set(node.input))
         captured = tuple((name, self._of(model, into, side, name)) for name in inner if name in into)
-        repeats = domain in KNOWN_DOMAINS and node.op_type not in RANDOM and not inner
+        drops = node.op_type == "Dropout" and not copied(model, node, functions(model))
+        repeats = domain in KNOWN_DOMAINS and node.op_type not in RANDOM and not inner and not drops
         called = (domain, node.op_type) in functions(model)
         return (
             (domain, node.op_type, node.overload, operators.version(node, side)),
@@ -117,4 +118,5 @@ def content(value: Array) -> Hashable:
     if value.dtype.kind in "OSU":
         return ("text", value.shape, repr(value.tolist()))
     bits = np.ascontiguousarray(value)
-    return ("constant", value.dtype.str, value.shape, hashlib.blake2b(bits.tobytes()).digest())
+    # By name: types that NumPy does not know itself, such as int4 and uint4, have the same code.
+    return ("constant", value.dtype.name, value.shape, hashlib.blake2b(bits.tobytes()).digest())

@@ -126,5 +126,6 @@ def give_alike(
         symbols = np.arange(first, first + math.prod(shape)).reshape(*shape, 1)
         for run, made, by in ((old, name, scales[0]), (new, other, scales[1])):
             run.give(made, Form(symbols, None if by == 1 else np.full(symbols.shape, by)))
+            run.rescaled |= abs(math.frexp(by)[0]) != 0.5  # a power of two is taken off and put on without rounding
         first += math.prod(shape)
     return first

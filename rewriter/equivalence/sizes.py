@@ -8,13 +8,12 @@ region newly reads a number that depends on a size in another than an affine way
 from __future__ import annotations
 
 import hashlib
-import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
-import numpy as np
+import onnx
 from onnx import TensorProto, helper
 
-from rewriter.constants import Array, constant
+from rewriter.constants import constant
 from rewriter.equivalence.operators import Operators
 from rewriter.equivalence.records import failed, not_applicable
 from rewriter.equivalence.regions import Region, Side
@@ -25,12 +24,11 @@ from rewriter.shapes import Bound, Shape, bind
 _BATCH = 1009
 _FURTHER = (32 * 61 + 1, 32 * 61, 0)
 """What other free axes get more, in order of preference: the second keeps five halvings as exact as they were."""
-_AFFINE = frozenset(
-    {"Add", "Concat", "Gather", "Identity", "Neg", "Reshape", "Shape", "Slice", "Split", "Squeeze", "Sub", "Unsqueeze"}
-)
-"""Operators on sizes whose results two sizes determine; Mul by a constant and Cast to integers are, too."""
+_AFFINE = frozenset({"Add", "Concat", "Identity", "Neg", "Reshape", "Split", "Squeeze", "Sub", "Unsqueeze"})
+"""Operators on sizes whose results two sizes determine; by constants Mul, Gather and Slice are, too."""
+_PICKS = frozenset({"Gather", "Slice"})
 _TARGETS = frozenset({"ConstantOfShape", "Expand", "Reshape"})
-"""What only takes a shape from its last input: it shows in the shapes."""
+"""What only takes a shape from its last input: products of sizes, and sizes of any tensor, show in the shapes."""
 _INTEGERS = frozenset({TensorProto.INT32, TensorProto.INT64})
 _Bounds = tuple[Bound, Bound]
 _Pair = tuple[Side, Side]
@@ -44,9 +42,10 @@ def at_all_sizes(pairs: Sequence[_Pair], operators: Operators) -> Callable[[Regi
     def compare(region: Region) -> StaticResult:
         plain, sides = spelling.of(region)
         found = compare_static(plain, sides, operators)
-        if found.result.outcome == "fail" or wide is None:
+        if found.result.outcome == "fail" or len(pairs) < 2:
             return found
-        other = _other_shape(region, wide, [value.name for value in pairs[0][0].model.inputs])
+        inputs = [value.name for value in pairs[0][0].model.inputs]
+        other = _other_shape(region, wide, inputs) if wide is not None else ""
         if other:
             return StaticResult(failed("L1", other))
         clause = _undetermined(region, pairs)
@@ -109,45 +108,59 @@ def _undetermined(region: Region, pairs: Sequence[_Pair]) -> str:
 def _numbers(nodes: Sequence[int], outputs: Sequence[str], sides: Sequence[Side]) -> Iterator[tuple[str, str]]:
     """Names and operators of what is made of sizes in no affine way, and read with data or given out."""
     side = sides[0]
-    todo = [name for at in nodes if not side.is_shape_arithmetic(at) for name in _operands(side, at)]
-    todo += outputs
-    seen: set[str] = set()
+    made = {name for at in nodes for name in side.model.nodes[at].output}
+    numbers = _made_of_sizes(nodes, side)
+    data = [
+        at for at in nodes if not side.is_shape_arithmetic(at) and not numbers.issuperset(side.model.nodes[at].output)
+    ]
+    todo = [entry for at in data for entry in _operands(side, at)]
+    todo += [(name, False) for name in outputs]
+    seen: set[tuple[str, bool]] = set()
     while todo:
-        name = todo.pop()
+        name, target = todo.pop()
         at = side.model.wiring.producer(name)
-        if name in seen or at is None or side.bound.value(name) is None:
+        is_number = side.bound.value(name) is not None or name in numbers
+        if (name, target) in seen or at is None or not is_number or side.constant(name):
             continue
-        seen.add(name)
+        seen.add((name, target))
         node = side.model.nodes[at]
-        if not _is_affine(at, sides) and any(_differs(read, sides) for read in node.input):
+        if not _is_affine(node, side, made, target=target):
             yield name, node.op_type
-        todo += node.input
+        todo += [(read, target) for read in node.input if read]
 
 
-def _operands(side: Side, at: int) -> Sequence[str]:
-    """What the node reads, but for a target shape."""
+def _made_of_sizes(nodes: Sequence[int], side: Side) -> set[str]:
+    """What the nodes make of sizes and constants alone, and an empty name: also what is too large to be followed."""
+    found = {""}
+    for at in sorted(nodes):
+        node = side.model.nodes[at]
+        alone = all(name in found or side.constant(name) or side.bound.value(name) is not None for name in node.input)
+        if node.op_type in ("Shape", "Size") or (alone and node.input):
+            found.update(node.output)
+    return found
+
+
+def _operands(side: Side, at: int) -> list[tuple[str, bool]]:
+    """What the node reads, and whether that is a target shape."""
     node = side.model.nodes[at]
-    return node.input[:-1] if node.op_type in _TARGETS else node.input
+    last = len(node.input) - 1 if node.op_type in _TARGETS else -1
+    return [(name, place == last) for place, name in enumerate(node.input) if name]
 
 
-def _differs(name: str, sides: Sequence[Side]) -> bool:
-    """Whether it is a number that is not the same at all sizes tried."""
-    values: list[Array | None] = [side.bound.value(name) for side in sides]
-    return any(
-        one is not None and other is not None and not np.array_equal(one, other)
-        for one, other in itertools.pairwise(values)
-    )
-
-
-def _is_affine(at: int, sides: Sequence[Side]) -> bool:
-    node = sides[0].model.nodes[at]
+def _is_affine(node: onnx.NodeProto, side: Side, made: Collection[str], *, target: bool) -> bool:
+    """Whether two sizes determine what the node makes of sizes; `made` is what the region's nodes make."""
+    fixed = [side.constant(name) for name in node.input if name]
     if node.op_type in _AFFINE:
         return True
+    if node.op_type in ("Shape", "Size"):  # of what the region makes, a size may be any function of what enters
+        return target or (node.op_type == "Shape" and node.input[0] not in made)
+    if node.op_type in _PICKS:
+        return all(fixed[1:])
     if node.op_type == "Mul":
-        return sum(_differs(name, sides) for name in node.input) <= 1
+        return target or fixed.count(False) <= 1
     if node.op_type == "Cast":
         return next((entry.i for entry in node.attribute if entry.name == "to"), 0) in _INTEGERS
-    return False
+    return all(fixed)
 
 
 def _definition(side: Side, name: str) -> bytes:

@@ -135,6 +135,7 @@ def _compare_binding(
     except Impossible as reason:
         raise Refuted(f"With the inputs' shapes {_shapes(before)} the rewritten model fails: {reason}.") from reason
     tally.combined += old.computed + new.computed
+    tally.merged += old.rescaled + new.rescaled
     tally.skipped |= any(conv.skips for run in (old, new) for conv in run.convs)
     for name in region.outputs:
         (ends, a), (other_ends, b) = values[name], others[name]

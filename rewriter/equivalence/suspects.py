@@ -8,14 +8,18 @@ little may have a reason: a shortcut that went into the weights, a bias beneath 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Final
 
 import numpy as np
+import onnx
 from numpy.typing import NDArray
 
 from rewriter.constants import Array, constant
 from rewriter.equivalence.numbering import content
+from rewriter.equivalence.precision import significand_bits
 from rewriter.equivalence.regions import Region, Side
 
 _FEWEST: Final = 4
@@ -27,19 +31,22 @@ _NEAR: Final = 2.0**-10
 def lone_change(region: Region, before: Side, after: Side) -> str:
     """A sentence naming the one constant that differs, and how; empty where none or several do, or most of it does."""
     old, new = (_numbers(side, nodes) for side, nodes in ((before, region.before), (after, region.after)))
-    kept = Counter(key for _, _, key in old) & Counter(key for _, _, key in new)
+    kept = Counter(one.key for one in old) & Counter(one.key for one in new)
     gone, come = (_without(found, kept) for found in (old, new))
     if len(gone) != 1 or len(come) != 1:
         return ""
-    (name, was, _), (other, now, _) = gone[0], come[0]
-    if was.dtype != now.dtype or was.size != now.size or was.size < _FEWEST:
+    name, other, was, now = gone[0].name, come[0].name, gone[0].bits, come[0].bits
+    if gone[0].kind != come[0].kind or was.size != now.size or was.size < _FEWEST:
         return ""
     missing, added = (Counter(one.tolist()) - Counter(two.tolist()) for one, two in ((was, now), (now, was)))
     changed = sum(missing.values())
     if not 0 < changed <= max(1, was.size // _SHARE):
         return ""
-    lost, found = (np.sort(_floats(np.asarray(list(entry.elements()), was.dtype))) for entry in (missing, added))
-    if not (np.abs(found.astype(np.float64) - lost) <= _NEAR * np.abs(lost.astype(np.float64))).all():
+    lost, found = (
+        np.sort(np.asarray(list(entry.elements()), was.dtype).view(gone[0].kind).astype(np.float64))
+        for entry in (missing, added)
+    )
+    if not (np.abs(found - lost) <= _NEAR * np.abs(lost)).all():
         return ""
     called = f"'{name}'" if name == other else f"'{name}' (now '{other}')"
     return (
@@ -51,11 +58,23 @@ def lone_change(region: Region, before: Side, after: Side) -> str:
 def same_numbers(region: Region, before: Side, after: Side) -> bool:
     """Whether both sides read the same finite constants, each in whatever order and shape."""
     old, new = (_numbers(side, nodes) for side, nodes in ((before, region.before), (after, region.after)))
-    finite = all(np.isfinite(_floats(bits)).all() for _, bits, _ in (*old, *new))
-    return finite and Counter(key for _, _, key in old) == Counter(key for _, _, key in new)
+    finite = all(one.finite for one in (*old, *new))
+    return finite and Counter(one.key for one in old) == Counter(one.key for one in new)
 
 
-_Numbers = tuple[str, NDArray[np.unsignedinteger], object]
+@dataclass(frozen=True, eq=False)
+class _Numbers:
+    """The numbers of a constant, in order: those that are not 0, by their bits."""
+
+    name: str
+    bits: NDArray[np.unsignedinteger]
+    kind: np.dtype[Any]
+    finite: bool
+
+    @cached_property
+    def key(self) -> Hashable:
+        """Equal for the same numbers of the same type."""
+        return self.kind.name, content(self.bits)
 
 
 def _numbers(side: Side, nodes: Sequence[int]) -> list[_Numbers]:
@@ -64,9 +83,9 @@ def _numbers(side: Side, nodes: Sequence[int]) -> list[_Numbers]:
     found: list[_Numbers] = []
     for name in names:
         value = constant(side.model, name) if side.constant(name) else None
-        if value is not None and value.dtype.kind == "f":
-            bits = _sorted_bits(value)
-            found.append((name, bits, content(bits)))
+        if value is not None and significand_bits(onnx.helper.np_dtype_to_tensor_dtype(value.dtype)):
+            finite = bool(np.isfinite(value.astype(np.float64)).all())
+            found.append(_Numbers(name, _sorted_bits(value), value.dtype, finite))
     return found
 
 
@@ -75,16 +94,12 @@ def _sorted_bits(value: Array) -> NDArray[np.unsignedinteger]:
     return np.sort(bits[bits != 0])
 
 
-def _without(found: Sequence[_Numbers], kept: Counter[object]) -> list[_Numbers]:
+def _without(found: Sequence[_Numbers], kept: Counter[Hashable]) -> list[_Numbers]:
     left = Counter(kept)
     rest = []
     for entry in found:
-        if left[entry[2]] > 0:
-            left[entry[2]] -= 1
+        if left[entry.key] > 0:
+            left[entry.key] -= 1
             continue
         rest.append(entry)
     return rest
-
-
-def _floats(bits: NDArray[np.unsignedinteger]) -> NDArray[np.floating]:
-    return bits.view(f"f{bits.dtype.itemsize}")

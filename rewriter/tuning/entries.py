@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import math
-from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, model_validator
 
 from rewriter.exactness import setting_of
 from rewriter.session import Runtime
@@ -83,7 +82,7 @@ class PlaceEntry(_Entry):
     measured: tuple[Measured, ...] = Field(min_length=1)
     chosen: int | None
     """Which of them went into a model that passed its audit; None where the original was kept."""
-    created: datetime
+    created: AwareDatetime
 
     @model_validator(mode="after")
     def _chosen_exists(self) -> Self:
@@ -115,7 +114,7 @@ class PlanEntry(_Entry):
     budget: Positive
     complete: bool
     """Whether every candidate had been measured."""
-    created: datetime
+    created: AwareDatetime
 
 
 def environment_of(runtime: Runtime) -> Environment:

@@ -12,6 +12,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
+from rewriter.errors import BadInput
 from rewriter.options import RunOptions
 from rewriter.propose import Applied
 from rewriter.rule import Settings
@@ -37,7 +38,10 @@ class Memory:
 
     def recall(self, key: str, candidates: Sequence[Applied]) -> list[Timing] | None:
         """The timings of a place's candidates, in order, where they were measured before."""
-        entry = self.store.place(self.environment, _digest(key))
+        try:
+            entry = self.store.place(self.environment, _digest(key))
+        except BadInput:  # records that cannot be read are none
+            return None
         asked = [(one.step.rule.name, dict(one.step.settings)) for one in candidates]
         if entry is None or [(one.pass_name, one.settings) for one in entry.measured] != asked:
             return None

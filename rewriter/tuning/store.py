@@ -1,6 +1,6 @@
 """The records on disk: an SQLite file in the user's cache folder, that several processes may use at once.
 
-A file of a newer version is left alone; one that is damaged is put aside, never deleted.
+A file of a newer version, of another program, or that is no database at all is left alone.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import os
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
+from datetime import UTC
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -19,6 +20,7 @@ from rewriter.errors import BadInput
 from rewriter.tuning.entries import Environment, PlaceEntry, PlanEntry
 
 _Kind = TypeVar("_Kind", PlaceEntry, PlanEntry)
+_OURS: Final = 0x72777274  # application_id: how a file of ours is known
 _WAIT_SECONDS: Final = 10.0  # for another process that writes
 _MIGRATIONS: Final = (
     """
@@ -44,20 +46,19 @@ def default_path() -> Path:
 class Store:
     """Records by environment and key.  Each call is one transaction of its own."""
 
-    def __init__(self, path: Path) -> None:
-        """Make the file, or bring it to this version.  Raises BadInput where it cannot be, or is of a newer version."""
+    def __init__(self, path: Path, *, make: bool = True) -> None:
+        """Make the file, or bring it to this version; without `make` it has to be there.
+
+        Raises BadInput where it cannot be opened, is none of ours, or is of a newer version: no file is replaced.
+        """
         self.path = path
+        if not make and not path.is_file():
+            raise BadInput(f"there are no tuning records '{path}'.")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._migrate()
-        except sqlite3.DatabaseError as error:
-            if isinstance(error, sqlite3.OperationalError):
-                raise BadInput(f"the tuning records '{path}' cannot be opened: {error}.") from error
-            aside = path.with_suffix(".damaged")
-            path.replace(aside)
-            self._migrate()
         except OSError as error:
             raise BadInput(f"the tuning records '{path}' cannot be made: {error.strerror or error}.") from error
+        self._migrate()
 
     def place(self, environment: Environment, key: str) -> PlaceEntry | None:
         """What was measured at such a place on such a machine; None also for what cannot be believed."""
@@ -89,7 +90,12 @@ class Store:
             database.executemany(
                 "INSERT OR REPLACE INTO place VALUES (?, ?, ?, ?)",
                 [
-                    (entry.environment.key, entry.key, entry.created.isoformat(), entry.model_dump_json())
+                    (
+                        entry.environment.key,
+                        entry.key,
+                        entry.created.astimezone(UTC).isoformat(),
+                        entry.model_dump_json(),
+                    )
                     for entry in places
                 ],
             )
@@ -100,7 +106,7 @@ class Store:
                         entry.environment.key,
                         entry.model,
                         entry.asked,
-                        entry.created.isoformat(),
+                        entry.created.astimezone(UTC).isoformat(),
                         entry.model_dump_json(),
                     )
                     for entry in plans
@@ -125,6 +131,10 @@ class Store:
     def _migrate(self) -> None:
         with self._writing() as database:
             (version,) = database.execute("PRAGMA user_version").fetchone()
+            (owner,) = database.execute("PRAGMA application_id").fetchone()
+            (tables,) = database.execute("SELECT count(*) FROM sqlite_master").fetchone()
+            if tables and owner != _OURS:
+                raise BadInput(f"'{self.path}' is the database of another program: name another file.")
             if version > len(_MIGRATIONS):
                 raise BadInput(
                     f"the tuning records '{self.path}' are of version {version}, which a newer rewriter made; this one "
@@ -133,12 +143,13 @@ class Store:
             for statements in _MIGRATIONS[version:]:
                 for statement in filter(str.strip, statements.split(";")):
                     database.execute(statement)
+            database.execute(f"PRAGMA application_id = {_OURS}")
             database.execute(f"PRAGMA user_version = {len(_MIGRATIONS)}")
 
     @contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:
         """One transaction that holds the file from its start, so that none is read and changed by two at once."""
-        with closing(self._open()) as database:
+        with self._opened() as database:
             database.execute("BEGIN IMMEDIATE")
             try:
                 yield database
@@ -148,11 +159,19 @@ class Store:
             database.execute("COMMIT")
 
     def _read(self, statement: str, *values: str) -> list[str]:
-        with closing(self._open()) as database:
+        with self._opened() as database:
             return [body for (body,) in database.execute(statement, values)]
 
-    def _open(self) -> sqlite3.Connection:
-        return sqlite3.connect(self.path, timeout=_WAIT_SECONDS, isolation_level=None)
+    @contextmanager
+    def _opened(self) -> Iterator[sqlite3.Connection]:
+        """A connection; whatever SQLite says against the file becomes BadInput."""
+        try:
+            with closing(sqlite3.connect(self.path, timeout=_WAIT_SECONDS, isolation_level=None)) as database:
+                yield database
+        except sqlite3.Error as error:
+            raise BadInput(
+                f"the tuning records '{self.path}' cannot be used: {error}. Remove the file, or name another one."
+            ) from error
 
 
 def _parsed(kind: type[_Kind], body: str) -> _Kind | None:

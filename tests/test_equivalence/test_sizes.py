@@ -80,7 +80,61 @@ def test_a_factor_that_depends_on_the_batch(operator: str, other: int) -> None:
     """The last of them is right, and cannot be told from the others by two batches."""
     result = audited(conv(), model(_sized(operator, other), zero=np.asarray(0)))
     assert result.verdict == "approximate", result.reason
-    assert f"how {operator} 'g' depends on the sizes" in str([level.detail for level in result.regions[0].levels])
+    assert "on the sizes of the inputs is not determined" in str([one.detail for one in result.regions[0].levels])
+
+
+def numbers(constants: dict[str, Any]) -> dict[str, Any]:
+    """The constants as arrays."""
+    return {name: np.asarray(value) for name, value in constants.items()}
+
+
+GATHERED = node("Gather", ["r", "zero"], ["g"])
+TABLE = np.asarray([1, 1, 1, 1, 2, 2, 2, 2] + [3] * 2040)
+
+
+@pytest.mark.parametrize(
+    "factor",
+    [
+        [node("Gather", ["table", "n"], ["g"])],
+        [node("Slice", ["x", "from", "to", "axis", "step"], ["p"]), node("Shape", ["p"], ["r"]), GATHERED],
+        [node("Min", ["n", "four"], ["i"]), node("Sub", ["i", "three"], ["g"])],
+    ],
+    ids=["a table", "the size of a part", "a minimum"],
+)
+def test_a_factor_that_is_1_at_the_sizes_tried(factor: list[onnx.NodeProto]) -> None:
+    """Each is 1 for a batch of 1 and of 3, and another number for larger ones."""
+    nodes = [node("Shape", ["x"], ["s"]), node("Gather", ["s", "zero"], ["n"]), *factor]
+    nodes += [node("Cast", ["g"], ["f"], to=TensorProto.FLOAT), node("Conv", ["x", "w"], ["t"])]
+    constants = {
+        "zero": [0],
+        "table": TABLE,
+        "four": [4],
+        "three": [3],
+        "from": [0],
+        "to": [4000],
+        "axis": [0],
+        "step": [4],
+    }
+    made = model([*nodes, node("Mul", ["t", "f"], ["y"])], **numbers(constants))
+    assert audited(conv(), made).verdict != "equivalent"
+
+
+def test_a_target_that_depends_on_the_batch() -> None:
+    """Expand makes 1 + n // 4 of each element, whose sum is that many times as much."""
+    nodes = [
+        node("Shape", ["x"], ["s"]),
+        node("Gather", ["s", "zero"], ["n"]),
+        node("Div", ["n", "four"], ["q"]),
+        node("Add", ["q", "one"], ["k"]),
+        node("Concat", ["k", "one", "one", "one", "one"], ["to"], axis=0),
+        node("Conv", ["x", "w"], ["t"]),
+        node("Unsqueeze", ["t", "zero"], ["u"]),
+        node("Expand", ["u", "to"], ["e"]),
+        node("ReduceSum", ["e", "zero"], ["y"], keepdims=0),
+    ]
+    constants: dict[str, Any] = {"zero": [0], "one": [1], "four": [4]}
+    made = model(nodes, **numbers(constants))
+    assert audited(conv(), made).verdict != "equivalent"
 
 
 def test_a_factor_that_both_have_is_none_of_the_rewrite() -> None:
