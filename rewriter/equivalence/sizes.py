@@ -29,6 +29,12 @@ _AFFINE = frozenset({"Add", "Concat", "Identity", "Neg", "Reshape", "Split", "Sq
 _PICKS = frozenset({"Gather", "Slice"})
 _TARGETS = frozenset({"ConstantOfShape", "Expand", "Reshape"})
 """What only takes a shape from its last input: products of sizes, and sizes of any tensor, show in the shapes."""
+_KEEPS = frozenset(
+    """Conv BatchNormalization Add Sub Mul Div Sum PRelu Softmax Transpose MaxPool AveragePool InstanceNormalization
+    LayerNormalization Concat Relu LeakyRelu Sigmoid HardSigmoid HardSwish Tanh Elu Selu Softplus Clip Identity Dropout
+    Gelu Mish Swish Erf Exp Sqrt Abs Neg""".split()  # noqa: SIM905 - readable
+)
+"""Operators whose results have the sizes of what they read, or by a constant more or less, where nothing is strided."""
 _INTEGERS = frozenset({TensorProto.INT32, TensorProto.INT64})
 _Bounds = tuple[Bound, Bound]
 _Pair = tuple[Side, Side]
@@ -108,7 +114,8 @@ def _undetermined(region: Region, pairs: Sequence[_Pair]) -> str:
 def _numbers(nodes: Sequence[int], outputs: Sequence[str], sides: Sequence[Side]) -> Iterator[tuple[str, str]]:
     """Names and operators of what is made of sizes in no affine way, and read with data or given out."""
     side = sides[0]
-    made = {name for at in nodes for name in side.model.nodes[at].output}
+    always = bind(side.model, {}, for_every_input=True)
+    made = _of_other_sizes(nodes, side)
     numbers = _made_of_sizes(nodes, side)
     data = [
         at for at in nodes if not side.is_shape_arithmetic(at) and not numbers.issuperset(side.model.nodes[at].output)
@@ -124,9 +131,34 @@ def _numbers(nodes: Sequence[int], outputs: Sequence[str], sides: Sequence[Side]
             continue
         seen.add((name, target))
         node = side.model.nodes[at]
+        if always.value(name) is not None or _fixed_sizes(node, side, always):
+            continue
         if not _is_affine(node, side, made, target=target):
             yield name, node.op_type
         todo += [(read, target) for read in node.input if read]
+
+
+def _of_other_sizes(nodes: Sequence[int], side: Side) -> set[str]:
+    """What the nodes make whose sizes may be no affine function of those of what enters: behind parts and strides."""
+    found: set[str] = set()
+    for at in sorted(nodes):
+        node = side.model.nodes[at]
+        strided = any(entry.name == "strides" and any(step != 1 for step in entry.ints) for entry in node.attribute)
+        if strided or node.op_type not in _KEEPS or not found.isdisjoint(node.input):
+            found.update(node.output)
+    return found
+
+
+def _fixed_sizes(node: onnx.NodeProto, side: Side, always: Bound) -> bool:
+    """Whether the node picks sizes of a tensor that are the same for every input the model takes."""
+    shape = side.model.wiring.producer(node.input[0]) if node.op_type == "Gather" and node.input else None
+    of = side.model.nodes[shape] if shape is not None else None
+    picks = constant(side.model, node.input[1]) if of is not None and side.constant(node.input[1]) else None
+    if of is None or of.op_type != "Shape" or of.attribute or picks is None:
+        return False
+    kind = always.types.get(of.input[0])
+    dims = kind.tensor_type.shape.dim if kind is not None and kind.tensor_type.HasField("shape") else ()
+    return all(-len(dims) <= int(at) < len(dims) and dims[int(at)].dim_value > 0 for at in picks.reshape(-1))
 
 
 def _made_of_sizes(nodes: Sequence[int], side: Side) -> set[str]:
@@ -148,11 +180,11 @@ def _operands(side: Side, at: int) -> list[tuple[str, bool]]:
 
 
 def _is_affine(node: onnx.NodeProto, side: Side, made: Collection[str], *, target: bool) -> bool:
-    """Whether two sizes determine what the node makes of sizes; `made` is what the region's nodes make."""
+    """Whether two sizes determine what the node makes of sizes; `made` is what may have any size itself."""
     fixed = [side.constant(name) for name in node.input if name]
     if node.op_type in _AFFINE:
         return True
-    if node.op_type in ("Shape", "Size"):  # of what the region makes, a size may be any function of what enters
+    if node.op_type in ("Shape", "Size"):
         return target or (node.op_type == "Shape" and node.input[0] not in made)
     if node.op_type in _PICKS:
         return all(fixed[1:])
