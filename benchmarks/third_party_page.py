@@ -5,12 +5,12 @@ python -m benchmarks.third_party_page [--check]
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Final
 
+from benchmarks.page import page_command
 from benchmarks.third_party import RESULTS, ROOT, Row, read_rows
 from benchmarks.third_party_tools import CONVERTERS
 from models.zoo.refill import zoo_names
@@ -35,15 +35,7 @@ one unit in the last place of such a weight is rounding, of any other weight it 
 
 def main() -> int:
     """Write the page, or with --check say whether it is up to date."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="change nothing; exit 1 when the page is out of date")
-    check = parser.parse_args().check
-    wanted = current()
-    if check:
-        return int(not PAGE.exists() or PAGE.read_text(encoding="utf-8") != wanted)
-    PAGE.write_text(wanted, encoding="utf-8", newline="\n")
-    sys.stdout.write("docs/third-party.md holds the results of benchmarks/results/third_party.json.\n")
-    return 0
+    return page_command(__doc__, PAGE, current, RESULTS)
 
 
 def current() -> str:

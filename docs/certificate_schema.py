@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from docs import built
 from rewriter.certificate import schema
 
 PAGE = Path(__file__).with_name("certificate.schema.json")
@@ -12,15 +13,12 @@ PAGE = Path(__file__).with_name("certificate.schema.json")
 
 def stale() -> list[str]:
     """A line saying that the schema is out of date, or none."""
-    there = PAGE.read_text(encoding="utf-8") if PAGE.exists() else ""
-    if there == page():
-        return []
-    return ["docs/certificate.schema.json is not what rewriter/certificate gives: run python -m docs.build"]
+    return built.stale(PAGE, page(), "rewriter/certificate")
 
 
 def write() -> None:
     """Bring it up to date."""
-    PAGE.write_text(page(), encoding="utf-8", newline="\n")
+    built.write(PAGE, page())
 
 
 def page() -> str:

@@ -6,34 +6,30 @@ those of tests/forms_table.py, and the counts come from running it (`make forms`
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+
+from docs import built
+from docs.built import Report
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "forms.json"
 PAGE = ROOT / "docs" / "forms.md"
-Report: TypeAlias = Mapping[str, Any]
 
 
 def stale() -> list[str]:
     """A line saying that the page is out of date, or none."""
-    there = PAGE.read_text(encoding="utf-8") if PAGE.exists() else ""
-    if there == page(load()):
-        return []
-    return ["docs/forms.md is not what benchmarks/results/forms.json gives: run python -m docs.build"]
+    return built.stale(PAGE, page(load()), "benchmarks/results/forms.json")
 
 
 def write() -> None:
     """Bring the page up to date."""
-    PAGE.write_text(page(load()), encoding="utf-8", newline="\n")
+    built.write(PAGE, page(load()))
 
 
 def load() -> Report:
     """What the campaign found."""
-    report: Report = json.loads(RESULTS.read_text(encoding="utf-8"))
-    return report
+    return built.read(RESULTS)
 
 
 def page(report: Report) -> str:

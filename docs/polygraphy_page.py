@@ -2,34 +2,31 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
+
+from docs import built
+from docs.built import Report
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "polygraphy.json"
 PAGE = ROOT / "docs" / "polygraphy.md"
-Report: TypeAlias = Mapping[str, Any]
 
 
 def stale() -> list[str]:
     """A line saying that the page is out of date, or none."""
-    there = PAGE.read_text(encoding="utf-8") if PAGE.exists() else ""
-    if there == page(load()):
-        return []
-    return ["docs/polygraphy.md is not what benchmarks/results/polygraphy.json gives: run python -m docs.build"]
+    return built.stale(PAGE, page(load()), "benchmarks/results/polygraphy.json")
 
 
 def write() -> None:
     """Bring the page up to date."""
-    PAGE.write_text(page(load()), encoding="utf-8", newline="\n")
+    built.write(PAGE, page(load()))
 
 
 def load() -> Report:
     """What the comparison found."""
-    report: Report = json.loads(RESULTS.read_text(encoding="utf-8"))
-    return report
+    return built.read(RESULTS)
 
 
 def page(report: Report) -> str:

@@ -5,35 +5,32 @@ And, from benchmarks/results/right.json, what became of the right ones.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final, TypeAlias
+from typing import Any, Final
+
+from docs import built
+from docs.built import Report
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 PAGE = ROOT / "docs" / "wrong-rewrites.md"
-Report: TypeAlias = Mapping[str, Any]
 _LEVELS: Final = ("L0", "L1", "L2", "L3", "L4", "L5")
 
 
 def stale() -> list[str]:
     """A line saying that the page is out of date, or none."""
-    there = PAGE.read_text(encoding="utf-8") if PAGE.exists() else ""
-    if there == page(load("wrong"), load("right")):
-        return []
-    return ["docs/wrong-rewrites.md is not what benchmarks/results/ gives: run python -m docs.build"]
+    return built.stale(PAGE, page(load("wrong"), load("right")), "benchmarks/results/")
 
 
 def write() -> None:
     """Bring the page up to date."""
-    PAGE.write_text(page(load("wrong"), load("right")), encoding="utf-8", newline="\n")
+    built.write(PAGE, page(load("wrong"), load("right")))
 
 
 def load(name: str) -> Report:
     """What a campaign found."""
-    report: Report = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
-    return report
+    return built.read(RESULTS / f"{name}.json")
 
 
 def page(wrong: Report, right: Report) -> str:

@@ -51,6 +51,7 @@ class DenseToGrouped(Pass):
     name = "dense-to-grouped"
     safety = Safety.FINITE
     defaults = {"shuffle": "auto"}  # noqa: RUF012 - never mutated
+    undoes = frozenset({"grouped-to-dense", "regroup"})
 
     @staticmethod
     def pattern(op: Op, x: Var, w: Var, b: Var) -> NodePattern:

@@ -27,11 +27,21 @@ from rewriter.errors import BadInput, Different, NotVerified
 from rewriter.feeds import check_names, check_samples, representative
 from rewriter.graph import Graph
 from rewriter.model import Model
+from rewriter.objective import OBJECTIVES, USUAL_BATCH, Objective
 from rewriter.options import Feeds, RunOptions, check_several
+from rewriter.patience import Stop, never
 from rewriter.propose import Step
 from rewriter.provenance import stamp
 from rewriter.registry import all_passes, pass_named
-from rewriter.report.record import Report, attempt_record, environment, file_record, kernel_records, timing_record
+from rewriter.report.record import (
+    Report,
+    attempt_record,
+    environment,
+    file_record,
+    kernel_records,
+    timing_record,
+    variant_records,
+)
 from rewriter.repro import Repro, write_repro
 from rewriter.rule import Settings
 from rewriter.samples import Samples, samples_in_file, samples_in_folder
@@ -111,13 +121,18 @@ def optimize(
     only: Sequence[str] = (),
     skip: Sequence[str] = (),
     budget: float = 60.0,
+    objective: Objective = "latency",
     stamped: bool = True,
     records: bool | str | Path = True,
     progress: Progress = quiet,
+    stop: Stop = never,
 ) -> Result:
     """Rewrite what is measured faster on this machine, and prove it equivalent.
 
-    `budget` is in seconds, audits included.  What was measured on this machine before is not measured again: `records`
+    `objective` is what gets better: latency, throughput (with unknown batch sizes as 8, or as `options.batch` says;
+    take `Runtime(threads=0)` for all cores), size or memory, the last two at no loss of speed.
+    `budget` is in seconds, audits included.  When `stop()` gives True, nothing more is looked for: the best so far is
+    timed, audited and given back.  What was measured on this machine before is not measured again: `records`
     names the file it is kept in, True the one in the user's cache folder, and False keeps none.  The result is the
     original, byte for byte, when nothing helps; else its metadata say what made it (`rewriter.version` and others),
     unless `stamped` is False.
@@ -127,12 +142,22 @@ def optimize(
     check_several(only, "only")
     check_several(skip, "skip")
     rules = engine.check_pass_choice(all_passes(), only, skip, options.allow)
+    options = _for_objective(objective, options)
     require_provider(options.runtime)
     source = Model.load(model)
     _check_data(source, options)
     memory = None if records is False else _memory(records, options.runtime)
-    outcome = engine.optimize(source, rules, {}, options, budget, progress, memory)
-    return _result("optimize", source, outcome, options, begin, stamped)
+    outcome = engine.optimize(source, rules, {}, options, budget, progress, memory, objective=objective, stop=stop)
+    return _result("optimize", source, outcome, options, begin, stamped, objective)
+
+
+def _for_objective(objective: Objective, options: RunOptions) -> RunOptions:
+    """The options, with a batch where throughput needs one.  Raises BadInput for an objective that there is not."""
+    if objective not in OBJECTIVES:
+        raise BadInput(f"there is no objective '{objective}'; there are: {', '.join(OBJECTIVES)}.")
+    if objective == "memory" and options.runtime.provider != "cpu":
+        raise BadInput(f"peak memory is measured on the cpu provider only, not on {options.runtime.provider}.")
+    return replace(options, batch=options.batch or USUAL_BATCH) if objective == "throughput" else options
 
 
 def _memory(records: bool | str | Path, runtime: Runtime) -> Memory | None:
@@ -362,15 +387,25 @@ def _contender(model: Model, number: int) -> Contender:
     return Contender(name, model.path or model.to_bytes(), model.folder)
 
 
-def _result(command: str, source: Model, outcome: Outcome, options: RunOptions, begin: float, stamped: bool) -> Result:
+def _result(
+    command: str,
+    source: Model,
+    outcome: Outcome,
+    options: RunOptions,
+    begin: float,
+    stamped: bool,
+    objective: Objective = "latency",
+) -> Result:
     if outcome.changed and stamped:
         passes = [attempt.pass_name for attempt in outcome.attempts if attempt.outcome == "accepted"]
         outcome = replace(outcome, model=stamp(outcome.model, passes, source))
-    report = _report(command, source, outcome, options, begin)
+    report = _report(command, source, outcome, options, begin, objective)
     return Result(outcome.model, report, source, options, outcome.refused)
 
 
-def _report(command: str, source: Model, outcome: Outcome, options: RunOptions, begin: float) -> Report:
+def _report(
+    command: str, source: Model, outcome: Outcome, options: RunOptions, begin: float, objective: Objective
+) -> Report:
     inputs = outcome.inputs
     return Report(
         command=command,
@@ -388,5 +423,8 @@ def _report(command: str, source: Model, outcome: Outcome, options: RunOptions, 
         environment=environment(options.runtime),
         notes=outcome.notes,
         kernels=() if outcome.kernels is None else kernel_records(*outcome.kernels),
+        variants=variant_records(outcome.variants),
+        objective=objective,
+        items_per_run=1 if inputs is None else inputs.batch,
         seconds=round(time.perf_counter() - begin, 3),
     )

@@ -28,6 +28,9 @@ class Pass(ABC):
     gives: ClassVar[str] = ""
     """A form of several nodes that this pass makes; a pass that takes it would undo this one."""
 
+    undoes: ClassVar[frozenset[str]] = frozenset()
+    """Passes whose rewrites it turns back where it is applied to what they made."""
+
     needs: ClassVar[frozenset[str]] = frozenset()
     """What the user must allow (`--allow`, `RunOptions.allow`) before this pass makes anything."""
     finishes: ClassVar[bool] = False

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import math
-import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import onnx
 
 from rewriter.activations import capture
 from rewriter.context import neighbourhood, signature
+from rewriter.feeds import Inputs
+from rewriter.findings import Findings, Promise, is_losing
 from rewriter.graph import Graph
 from rewriter.model import Model
 from rewriter.options import Feeds, RunOptions
+from rewriter.patience import Patience
 from rewriter.propose import Applied, merge, overlap
 from rewriter.region import boundary, extract
 from rewriter.rule import Attempt, Outcome
@@ -29,14 +31,14 @@ _WARMUP_SECONDS = 0.05
 _MOST_SECONDS, _LEAST_SECONDS = 4.0, 0.4
 _FINE_SECONDS = 0.8  # of a place that has time for a third look
 _BRIEF_SHARE = 0.3  # of a place's time, for a first look at all candidates
-_LOSING, _FAR_SLOWER = 0.97, 0.9  # speed-ups below which a first look is enough, with and without an interval
+_FINALISTS = 2  # candidates that share what is left of it, when the others have been sorted out by halves
 _DOUBTFUL, _FINE = 1.02, 0.01  # speed-up in the noise that earns a third look, and the half-width asked of it
 _LIKELY = 1.02  # speed-up in the noise that is worth a trial in the whole model
-_GUESS, _GUESSED = 2e-9, 4e7  # milliseconds saved for each multiplication, and how many of them that guess is worth
 _MOVING = 32  # multiplications of a convolution in the time that one element is read and written
 BUDGET_SPENT = (
     "No time was left to measure it, besides what the timing of the whole model and the audit may take: raise --budget."
 )
+STOPPED = "It was not measured before the search was interrupted."
 
 Progress = Callable[[str, int, int], None]
 
@@ -54,6 +56,11 @@ class Place:
     key: str
     work: int
     """What it costs, in multiplications: where most time may be, so that it is measured first."""
+
+    @property
+    def passes(self) -> list[str]:
+        """The name of each candidate's pass."""
+        return [one.step.rule.name for one in self.candidates]
 
 
 @dataclass(frozen=True)
@@ -106,55 +113,33 @@ def _work(model: Model, bound: Bound, nodes: Iterable[int]) -> int:
     return total
 
 
-class Promise:
-    """What a place may save: what its passes have saved at the places measured so far, for as much work.
+@dataclass(frozen=True)
+class Looking:
+    """What all rounds of a search share: how to run and for how long, and what came of it so far."""
 
-    It decides what is measured first, and how long; never what is chosen.
-    """
+    options: RunOptions
+    inputs: Inputs
+    patience: Patience
+    progress: Progress
+    memory: Memory | None = None
+    promise: Promise = field(default_factory=Promise)
+    findings: Findings = field(default_factory=Findings)
 
-    def __init__(self) -> None:
-        self._work: dict[str, int] = {}
-        self._saved: dict[str, float] = {}
-
-    def of(self, place: Place) -> float:
-        """Milliseconds, of the pass that promises most."""
-        return (1 + place.work) * max(self._rate(one.step.rule.name) for one in place.candidates)
-
-    def is_new(self, place: Place) -> bool:
-        """Whether it has a candidate of a pass that was not measured anywhere yet."""
-        return any(one.step.rule.name not in self._work for one in place.candidates)
-
-    def learn(self, place: Place, timings: Sequence[Timing]) -> None:
-        """Take in what was measured at a place, the best of each pass; a loss saves nothing."""
-        saved: dict[str, float] = {}
-        for one, timing in zip(place.candidates, timings, strict=True):
-            name = one.step.rule.name
-            saved[name] = max(saved.get(name, 0.0), timing.before_ms - timing.after_ms)
-        for name, milliseconds in saved.items():
-            self._work[name] = self._work.get(name, 0) + 1 + place.work
-            self._saved[name] = self._saved.get(name, 0.0) + milliseconds
-
-    def _rate(self, name: str) -> float:
-        work, saved = self._work.get(name, 0), self._saved.get(name, 0.0)
-        return (_GUESS * _GUESSED + saved) / (_GUESSED + work)
+    @property
+    def unmeasured(self) -> str:
+        """Why there are candidates that were not measured."""
+        return STOPPED if self.patience.stopped else BUDGET_SPENT
 
 
 def choose(
-    graph: Graph,
-    found: Sequence[Place],
-    feeds: Feeds,
-    options: RunOptions,
-    deadline: float,
-    progress: Progress,
-    promise: Promise,
-    memory: Memory | None = None,
+    graph: Graph, found: Sequence[Place], looking: Looking, deadline: float
 ) -> tuple[list[Choice], list[Attempt], list[Place]]:
     """Measure each distinct place once; gives the winners, one per place at most, and what became of the others.
 
-    Each pass is measured somewhere first, then what promises most.  What `memory` knows is not measured again.
-    `deadline` is a time of `time.perf_counter`; the places that it leaves
-    no time for come last, they are not guessed.
+    Each pass is measured somewhere first, then what promises most.  What the memory knows is not measured again.
+    `deadline` is a time of `time.perf_counter`; the places that it leaves no time for come last, they are not guessed.
     """
+    memory, promise, progress = looking.memory, looking.promise, looking.progress
     distinct: dict[str, Place] = {}
     for place in found:
         distinct.setdefault(place.key, place)
@@ -165,26 +150,31 @@ def choose(
     entering = {name for key, place in distinct.items() if key not in measured for name in place.entering}
     captured: Feeds = {}
     if entering:
-        (captured,) = capture(graph.model, entering - feeds.keys(), [feeds], options.runtime)
+        feeds = looking.inputs.feeds
+        (captured,) = capture(graph.model, entering - feeds.keys(), [feeds], looking.options.runtime)
     counts = Counter(place.key for place in found)
     waiting = {key: place for key, place in distinct.items() if key not in measured}
     total = len(waiting)
     while waiting:
         progress("measuring candidates", total - len(waiting), total)
-        left = deadline - time.perf_counter()
-        scores = {key: counts[key] * promise.of(place) for key, place in waiting.items()}
-        key = max(scores, key=lambda each: (promise.is_new(waiting[each]), scores[each]))
+        left = looking.patience.until(deadline)
+        scores = {key: counts[key] * promise.of(place.passes, place.work) for key, place in waiting.items()}
+        key = max(scores, key=lambda each: (promise.is_new(waiting[each].passes), scores[each]))
         place = waiting.pop(key)
         if left < _LEAST_SECONDS:
             measured[key] = None
             continue
         seconds = min(_MOST_SECONDS, max(_LEAST_SECONDS, left * scores[key] / sum(scores.values())))
         try:
-            timings = measured[key] = _measure(graph.model, place, captured, options, seconds)
+            timings = _measure(graph.model, place, captured, looking, seconds)
         except SessionFailed as error:
             measured[key] = f"It could not be measured: {error}"
             continue
-        promise.learn(place, timings)
+        if looking.patience.stopped:  # while it was measured: its figures may rest on next to nothing
+            measured[key] = None
+            continue
+        measured[key] = timings
+        promise.learn(zip(place.passes, timings, strict=True), place.work)
         if memory is not None:
             memory.note(key, place.candidates, timings)
     progress("measuring candidates", total, total)
@@ -199,6 +189,10 @@ def choose(
         if isinstance(result, str):
             attempts += unmeasured(place.candidates, result)
             continue
+        for one, timing in zip(place.candidates, result, strict=True):
+            if one.parts:  # what it says is not about the first of them alone
+                continue
+            looking.findings.note(place.start, one.step.rule.name, one.step.settings, timing)
         choice, others = _decide(place, result, distinct[place.key].start)
         attempts += others
         choices += [choice] if choice else []
@@ -238,7 +232,7 @@ def _decide(place: Place, timings: Sequence[Timing], measured_at: str) -> tuple[
             better = f"{winner.applied.step.rule.name} ({winner.applied.rewrite.summary})"
             reason = f"{describe(timing)}, but {better} was faster: {describe(winner.timing)}."
             attempts.append(_attempt(option, "not_worth_it", reason, timing))
-        elif timing.verdict == "SLOWER" or _is_losing(timing):
+        elif timing.verdict == "SLOWER" or is_losing(timing):
             attempts.append(_attempt(option, "slower", f"{describe(timing)}.", timing))
         else:
             attempts.append(_attempt(option, "not_worth_it", f"{describe(timing)}: {_noise(timing)}.", timing))
@@ -265,8 +259,8 @@ def _attempt(option: Applied, outcome: Outcome, reason: str, timing: Timing | No
     return Attempt(option.step.rule.name, made.site, outcome, reason, summary=made.summary, details=details)
 
 
-def _measure(model: Model, place: Place, captured: Feeds, options: RunOptions, seconds: float) -> list[Timing]:
-    """Time every candidate briefly, then those that are not clearly losing with the time that is left.
+def _measure(model: Model, place: Place, captured: Feeds, looking: Looking, seconds: float) -> list[Timing]:
+    """Time every candidate briefly, then by halves those that are not losing, longer and longer, until two are left.
 
     Where none is faster beyond the noise but one seems to be, that one gets a third look, on fresh data and finer.
     """
@@ -289,12 +283,13 @@ def _measure(model: Model, place: Place, captured: Feeds, options: RunOptions, s
             original,
             [contenders[number] for number in numbers],
             feeds,
-            options.runtime,
+            looking.options.runtime,
             budget_seconds=budget,
             block_seconds=_BLOCK_SECONDS,
             warmup_seconds=_WARMUP_SECONDS,
             half_width=half_width,
-            seed=options.seed,
+            seed=looking.options.seed,
+            stop=lambda: looking.patience.stopped,
         )
         found[:] = found or timings
         for number, timing in zip(numbers, timings, strict=True):
@@ -302,9 +297,11 @@ def _measure(model: Model, place: Place, captured: Feeds, options: RunOptions, s
 
     several = len(contenders) > 1
     look(range(len(contenders)), seconds * _BRIEF_SHARE if several else seconds)
-    alive = [number for number, timing in enumerate(found) if not _is_losing(timing)]
-    if several and alive:
-        look(alive, seconds * (1 - _BRIEF_SHARE))
+    alive, left = better_half(found, range(len(contenders))), seconds * (1 - _BRIEF_SHARE)
+    while several and alive:
+        last = len(alive) <= _FINALISTS
+        look(alive, left if last else left / 2)
+        alive, left = [] if last else better_half(found, alive), left / 2
     best = max(range(len(found)), key=lambda number: found[number].speedup)
     doubtful = found[best].speedup > _DOUBTFUL and all(timing.verdict != "FASTER" for timing in found)
     if doubtful and seconds >= _FINE_SECONDS:
@@ -312,8 +309,7 @@ def _measure(model: Model, place: Place, captured: Feeds, options: RunOptions, s
     return found
 
 
-def _is_losing(timing: Timing) -> bool:
-    """Whether a first look is enough: far slower, or slower by its whole interval."""
-    if timing.interval is None:
-        return timing.speedup < _FAR_SLOWER
-    return timing.speedup < _LOSING and timing.interval[1] < 1.0
+def better_half(timings: Sequence[Timing], numbers: Sequence[int]) -> list[int]:
+    """The faster half of those timings, two at least, without any that is losing clearly."""
+    alive = sorted((number for number in numbers if not is_losing(timings[number])), key=lambda n: -timings[n].speedup)
+    return alive[: max(_FINALISTS, (len(numbers) + 1) // 2)]

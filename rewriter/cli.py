@@ -21,6 +21,7 @@ from rewriter.cli_finish import Also, checked_output, finish, reporting
 from rewriter.cli_records import records
 from rewriter.cli_reports import bench_report, check_reports, write_reports
 from rewriter.cli_show import Voice, columns, show
+from rewriter.cli_stop import stoppable
 from rewriter.errors import BadInput
 
 if TYPE_CHECKING:
@@ -71,6 +72,7 @@ def optimize(
     skip: Annotated[
         list[str] | None, typer.Option(metavar="PASS", help="Leave this pass out; may be repeated.")
     ] = None,
+    objective: given.ObjectiveOption = "latency",
     budget: Annotated[float, typer.Option(metavar="SECONDS", help="Time to spend, audits included.")] = 60.0,
     records_file: Annotated[
         Path | None,
@@ -85,7 +87,8 @@ def optimize(
     allow: given.AllowOption = None,
     provider: given.ProviderOption = given.ON_CPU,
     provider_option: given.ProviderOptions = None,
-    threads: given.ThreadsOption = 1,
+    threads: given.OwnThreadsOption = None,
+    batch: given.BatchOption = None,
     inputs: cli_data.InputsOption = None,
     inputs_dir: cli_data.InputsDirOption = None,
     data_loader: cli_data.DataLoaderOption = "",
@@ -102,10 +105,13 @@ def optimize(
     """Rewrite what is faster on this machine, proven equivalent.
 
     Each candidate is timed in its place in the model; the model with those that are faster beyond noise is audited and
-    timed as a whole. When nothing helps, OUT is a byte-identical copy of MODEL.
+    timed as a whole. When nothing helps, OUT is a byte-identical copy of MODEL. Ctrl-C ends the search, and takes the
+    best so far; a second one gives up.
     """
     voice = Voice(quiet, verbose)
-    options = _options(provider, provider_option, threads, input_shape, seed, ort_level, allow)
+    if threads is None:  # all cores, where it is about what the machine can do
+        threads = 0 if objective == "throughput" else 1
+    options = _options(provider, provider_option, threads, input_shape, seed, ort_level, allow, batch)
     given.check_budget(budget)
     if records_file is not None and no_records:
         raise BadInput("--records and --no-records exclude each other.")
@@ -120,7 +126,11 @@ def optimize(
     from rewriter import api
 
     where = [options.runtime]
-    with reporting("optimize", model, where, report or ()), voice.progress("reading the model") as progress:
+    with (
+        stoppable() as stop,
+        reporting("optimize", model, where, report or ()),
+        voice.progress("reading the model", budget) as progress,
+    ):
         result = api.optimize(
             model,
             options,
@@ -129,8 +139,12 @@ def optimize(
             budget=budget,
             stamped=not unstamped,
             records=records_file or not no_records,
+            objective=objective,
             progress=progress,
+            stop=stop,
         )
+    if stop() and not result.report.changed:
+        raise KeyboardInterrupt
     return finish(result, out, also, voice)
 
 
@@ -248,6 +262,7 @@ def bench(
     provider: given.ProviderOption = given.ON_CPU,
     provider_option: given.ProviderOptions = None,
     threads: given.ThreadsOption = 1,
+    batch: given.BatchOption = None,
     inputs: cli_data.InputsOption = None,
     inputs_dir: cli_data.InputsDirOption = None,
     data_loader: cli_data.DataLoaderOption = "",
@@ -265,7 +280,7 @@ def bench(
     `rewriter audit` does that. On cuda, inputs and outputs stay on the device, and its clocks are noted.
     """
     voice = Voice(quiet, verbose)
-    options = _options(provider, provider_option, threads, input_shape, seed, ort_level)
+    options = _options(provider, provider_option, threads, input_shape, seed, ort_level, batch=batch)
     given.check_budget(budget)
     check_reports(report or (), models)
     options = cli_data.with_data(options, cli_data.Data(inputs, inputs_dir, data_loader, val_range), models[0])
@@ -337,8 +352,9 @@ def _options(
     seed: int,
     ort_level: given.Level,
     allow: Sequence[str] | None = None,
+    batch: int | None = None,
 ) -> RunOptions:
     """The shared options as a record, and ONNX Runtime told to print nothing by itself."""
     given.silence()
     one = given.one_provider(provider)
-    return given.run_options(one, provider_option, threads, input_shape, seed, ort_level, allow)
+    return given.run_options(one, provider_option, threads, input_shape, seed, ort_level, allow, batch)

@@ -99,7 +99,8 @@ def audit(
                 shown = [visible(api.reproduce(found, before, files[1], repro, options, progress=progress).sentence)]
     written = {} if certificate is None or certified is None else {certificate: certified.to_bytes()}
     write_reports(report or (), content, written)
-    voice.say([*content.blocks, *shown, *certificate_blocks(written)], content.last)
+    blocks = certificate_blocks(certificate, written, "")  # whatever the verdict, an audit has one
+    voice.say([*content.blocks, *shown, *blocks], content.last)
     return CODES[verdict]
 
 
@@ -133,7 +134,8 @@ def _replayed(
     content = replay_report(made, found.same, found.conclusion, found.notes)
     written = {} if certificate is None or found.again is None else {certificate: found.again.to_bytes()}
     write_reports(also.reports, content, written)
-    voice.say([*content.blocks, *certificate_blocks(written)], content.last)
+    blocks = certificate_blocks(certificate, written, "the audit could not be made again")
+    voice.say([*content.blocks, *blocks], content.last)
     return found.exit_code
 
 

@@ -108,10 +108,14 @@ def finish(result: Result, out: Path | None, also: Also, voice: Voice) -> int:
     if also.repro is not None:
         with voice.progress("looking for a small reproduction") as progress:
             shown = [visible(result.reproduce(also.repro, progress).sentence)]
-    voice.say([*content.blocks, *shown, *certificate_blocks(certified)], content.last)
+    refused = "there is one only of a model that passed its audit"
+    blocks = certificate_blocks(also.certificate, certified, refused)
+    voice.say([*content.blocks, *shown, *blocks], content.last)
     return code
 
 
-def certificate_blocks(certified: Mapping[Path, bytes]) -> list[str]:
-    """A line on every certificate that was written."""
-    return [visible(f"Certificate: {path}") for path in certified]
+def certificate_blocks(asked: Path | None, certified: Mapping[Path, bytes], why_not: str) -> list[str]:
+    """A line on the certificate that was asked for, if any: that it was written, or the clause why it was not."""
+    if asked is None:
+        return []
+    return [visible(f"Certificate: {asked}" if asked in certified else f"No certificate is written: {why_not}.")]

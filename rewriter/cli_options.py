@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Final, Literal, get_args
 import typer
 
 from rewriter.errors import BadInput
+from rewriter.objective import Objective
 
 if TYPE_CHECKING:
     from rewriter.options import RunOptions
@@ -56,6 +57,33 @@ ThreadsOption = Annotated[
     int,
     typer.Option("--threads", min=0, max=1024, help="Threads inside an operator; 0 leaves the number to ONNX Runtime."),
 ]
+OwnThreadsOption = Annotated[
+    int | None,
+    typer.Option(
+        "--threads",
+        min=0,
+        max=1024,
+        show_default="1, or 0 for throughput",
+        help="Threads inside an operator; 0 leaves the number to ONNX Runtime.",
+    ),
+]
+BatchOption = Annotated[
+    int | None,
+    typer.Option(
+        "--batch",
+        min=1,
+        max=1_000_000,
+        metavar="N",
+        show_default="1, or 8 for throughput",
+        help="What a batch size that the model leaves open is taken as for timing.",
+    ),
+]
+ObjectiveOption = Annotated[
+    Objective,
+    typer.Option(
+        "--objective", help="What gets better; size and memory only where the model does not get slower by it."
+    ),
+]
 ShapesOption = Annotated[
     list[str] | None,
     typer.Option(
@@ -81,7 +109,7 @@ ReportOption = Annotated[
     list[Path] | None,
     typer.Option(
         "--report",
-        metavar="R.json",
+        metavar="FILE",
         help="Also write a report there: .json, .md (Markdown), .xml (JUnit) or .txt; may be repeated.",
     ),
 ]
@@ -204,6 +232,7 @@ def run_options(
     seed: int,
     ort_level: Level,
     allow: Sequence[str] | None = None,
+    batch: int | None = None,
 ) -> RunOptions:
     """The options as one record; raises BadInput naming the one that is wrong."""
     from rewriter.options import RunOptions, parse_shapes
@@ -221,6 +250,7 @@ def run_options(
         input_shapes=parse_shapes(input_shape or ()),
         seed=seed,
         allow=frozenset(allow or ()),
+        batch=batch,
     )
 
 

@@ -31,8 +31,7 @@ def list_(file: FileOption = None) -> int:
     store = _store(file)
     plans, places = store.plans(), store.places()
     blocks = [table for table, entries in ((_plans(plans), plans), (_places(places), places)) if entries]
-    counts = f"{len(plans)} model{'s' * (len(plans) != 1)} and {len(places)} place{'s' * (len(places) != 1)}"
-    show(list(blocks), f"{counts} in {store.path}")
+    show(list(blocks), f"{_counts(len(plans), len(places))} in {store.path}")
     return DONE
 
 
@@ -65,7 +64,7 @@ def export(
         raise BadInput(f"'{to}' holds the records themselves: export them to another file.")
     plans, places = store.plans(), store.places()
     write_atomically(to, dump(places, plans))
-    show([], f"{len(plans)} models and {len(places)} places written to {to}")
+    show([], f"{_counts(len(plans), len(places))} written to {to}")
     return DONE
 
 
@@ -74,16 +73,19 @@ def import_(
     source: Annotated[Path, typer.Argument(metavar="IN.json", help="A file that export wrote.")],
     file: FileOption = None,
 ) -> int:
-    """Take records in from a file that export wrote; all of them, or none where one is not valid.
+    """Take records in from a file that export wrote; none where one of them is not valid.
 
-    Those of another machine are kept, and used only there.
+    A record that is there stays if it is as new or newer. Those of another machine are kept, and used only there.
     """
     from rewriter.tuning import load
 
     places, plans = load(source)
     store = _store(file, make=True)
-    store.add(places, plans)
-    show([], f"{len(plans)} models and {len(places)} places taken into {store.path}")
+    new_places, new_plans = store.merge(places, plans)
+    stay = len(places) + len(plans) - new_places - new_plans
+    verbs = ("is", "stays") if stay == 1 else ("are", "stay")
+    more = f"; {_counted(stay, 'record')} there {verbs[0]} as new or newer, and {verbs[1]}" if stay else ""
+    show([], f"{_counts(new_plans, new_places)} taken into {store.path}{more}")
     return DONE
 
 
@@ -101,7 +103,7 @@ def prune(
     store = _store(file)
     before = None if older_than is None else (datetime.now(UTC) - timedelta(days=older_than)).isoformat()
     gone = store.prune(before=before)
-    show([], f"{gone} record{'s' * (gone != 1)} removed from {store.path}")
+    show([], f"{_counted(gone, 'record')} removed from {store.path}")
     return DONE
 
 
@@ -109,6 +111,16 @@ def _store(file: Path | None, *, make: bool = False) -> Store:
     from rewriter.tuning import Store, default_path
 
     return Store(file or default_path(), make=make or file is None)
+
+
+def _counted(number: int, noun: str) -> str:
+    from rewriter.report.text import counted  # here: `rewriter --help` must not wait for it
+
+    return counted(number, noun)
+
+
+def _counts(models: int, places: int) -> str:
+    return f"{_counted(models, 'model')} and {_counted(places, 'place')}"
 
 
 def _plans(plans: list[PlanEntry]) -> Table:
@@ -156,5 +168,5 @@ def _fastest(measured: tuple[Measured, ...], chosen: int | None) -> str:
 
 
 def _machine(environment: Environment) -> str:
-    threads = f"{environment.threads} thread{'s' * (environment.threads != 1)}"
+    threads = _counted(environment.threads, "thread")
     return f"{environment.provider}, {threads}, ONNX Runtime {environment.onnxruntime}"

@@ -6,6 +6,7 @@ In a terminal tables fit its width and the verdict has a colour; elsewhere the t
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import shutil
 import sys
@@ -18,7 +19,7 @@ from rewriter.report.plain import GAP, UNBROKEN, plain_lines, rich_table
 from rewriter.visible import visible, visible_lines
 
 if TYPE_CHECKING:
-    from rewriter.report.text import Block, Table
+    from rewriter.report.table import Block, Table
 
 Progress = Callable[[str, int, int], None]
 
@@ -53,10 +54,13 @@ class Voice:
         show([] if self.quiet else blocks, visible(last))
 
     @contextlib.contextmanager
-    def progress(self, first: str) -> Iterator[Progress]:
-        """A function `(what, done, total)`: moves a bar in a terminal; elsewhere nothing, or stage names if verbose."""
+    def progress(self, first: str, budget: float | None = None) -> Iterator[Progress]:
+        """A function `(what, done, total)`: moves a bar in a terminal; elsewhere nothing, or stage names if verbose.
+
+        With a budget, in seconds from now, the bar tells how much of it is left instead of how long it took so far.
+        """
         if not self.quiet and sys.stderr.isatty():
-            with _bar(first) as report:
+            with _bar(first, budget) as report:
                 yield report
         elif self.verbose:
             yield _stages(first, sys.stderr)
@@ -152,12 +156,28 @@ def _coloured(last: str) -> str:
     return captured.get()
 
 
-@contextlib.contextmanager
-def _bar(first: str) -> Iterator[Progress]:
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+def left_text(seconds: float) -> str:
+    """`at most 41 s left`, in minutes from two on; `finishing` when nothing is left."""
+    if seconds <= 0:
+        return "finishing"
+    whole = math.ceil(seconds)
+    return f"at most {whole} s left" if whole < 120 else f"at most {math.ceil(whole / 60)} min left"
 
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+
+@contextlib.contextmanager
+def _bar(first: str, budget: float | None) -> Iterator[Progress]:
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TextColumn, TimeElapsedColumn
+    from rich.text import Text
+
+    class TimeLeft(ProgressColumn):
+        """What is left of the budget, also while nothing is reported."""
+
+        def render(self, task: Task) -> Text:
+            return Text(left_text((budget or 0.0) - (task.elapsed or 0.0)), style="progress.remaining")
+
+    clock = TimeElapsedColumn() if budget is None else TimeLeft()
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), clock)
     with Progress(*columns, console=Console(file=sys.stderr), transient=True) as shown:
         task = shown.add_task(first, total=None)
 

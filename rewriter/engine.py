@@ -3,45 +3,55 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from hashlib import sha256
 
 from rewriter.activations import Activations
 from rewriter.base import Pass
 from rewriter.blame import Accepts, fallen, find_blame
-from rewriter.certificate.digests import file_digest
+from rewriter.choose import Looking
+from rewriter.compared import Kernels, Last, kernels, side_by_side
+from rewriter.contest import contest
 from rewriter.equivalence import Audit
 from rewriter.equivalence.records import Verdict
 from rewriter.errors import BadInput
 from rewriter.fates import accepted, demoted, left_out
 from rewriter.feeds import Inputs, representative
+from rewriter.lean import leanest, smallest
 from rewriter.lifting import convs
 from rewriter.model import Model
+from rewriter.moves import Move
+from rewriter.objective import Objective
 from rewriter.options import RunOptions
+from rewriter.pareto import Variant
+from rewriter.patience import Patience, Stop, never
 from rewriter.planned import from_plan
-from rewriter.profile import KernelTime, profile
 from rewriter.propose import Applied, Step, check_allowed, sweep, unreachable_sites
-from rewriter.providers import PROVIDERS
-from rewriter.remake import approximates, audit_rewritten, remade
+from rewriter.remake import approximates, audit_rewritten, key, remade
 from rewriter.rule import Attempt, Settings
-from rewriter.search import search
-from rewriter.session import SessionFailed
+from rewriter.search import Found, allowed, search
+from rewriter.task import Task
 from rewriter.timing import Timing
-from rewriter.tuning import Memory, asked_digest
-from rewriter.whole_timing import time_whole
+from rewriter.tuning import Memory
+from rewriter.whole_timing import Cost, time_whole
 
 Progress = Callable[[str, int, int], None]
 
-_MEASURE_SHARE = 0.6
-"""Part of the budget that goes into measuring candidates; the timing of the whole model and the audit get the rest."""
-_TIMING_SHARE = 0.2
-_AUDIT_SHARE = 0.15  # kept for the audit where more candidates could be measured than fit into their part
-_MOST_TIMING = 20.0  # seconds for the whole model's timing, unless fewer pairs than an interval needs fit into it
+_MEASURE_SHARE, _MOST_MEASURE = 0.4, 0.45
+"""Part of the budget that goes into measuring candidates, and where more could be measured than fit into that."""
+_CONTEST_UNTIL = 0.72
+"""Part of it that is spent when sets of rewrites have been timed on the whole model; the rest is for the last timing of
+the best one and for the audit."""
+_TIMING_SHARE, _MOST_TIMING = 0.15, 20.0  # of the last timing; seconds, unless the pairs for an interval take longer
 
 
-Kernels = tuple[tuple[KernelTime, ...], tuple[KernelTime, ...]]
+_ALL: Mapping[Objective, str] = {
+    "latency": "all that was faster in context",
+    "throughput": "all that was faster in context",
+    "size": "all that makes the file smaller",
+    "memory": "all that takes less memory",
+}
+"""What the set of rewrites is called that each by itself serve the objective."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +78,8 @@ class Outcome:
     notes: tuple[str, ...] = ()
     kernels: Kernels | None = None
     """Where the original and the rewritten model spend their time, where it was looked at."""
+    variants: tuple[Variant, ...] = ()
+    """The original and the sets of rewrites that were timed as whole models, the one that was chosen among them."""
     refused: Refused | None = None
     """With all rewrites, where these did not pass; without some of them it may have."""
 
@@ -181,107 +193,133 @@ def optimize(
     budget: float = 60.0,
     progress: Progress = quiet,
     memory: Memory | None = None,
+    *,
+    objective: Objective = "latency",
+    stop: Stop = never,
 ) -> Outcome:
     """Keep the rewrites measured faster in context if the whole model is faster with them, and audited equivalent.
 
-    What `memory` has of this machine is not measured again, and what comes out is added to it.
+    With another objective those that make it smaller, if the whole model is not slower with them.  What `memory` has of
+    this machine is not measured again, and what comes out is added to it.  When `stop()` holds, nothing more is looked
+    for: the best so far is timed and audited.
     """
-    begin = time.perf_counter()
+    patience = Patience(budget, stop)
     inputs = representative(model, options)
-    seconds = min(_MOST_TIMING, _TIMING_SHARE * budget)
-    task = _Task(model, rules, settings, options, inputs, budget, begin, progress)
-    known = None if memory is None else _recalled(task, memory, seconds)
+    looking = Looking(options, inputs, patience, progress, memory)
+    task = Task(model, rules, settings, looking, objective)
+    known = None if memory is None else _recalled(task, memory)
     if known is not None:
         return known
-    share = _MEASURE_SHARE * budget
-    most = max(share, budget - seconds - _AUDIT_SHARE * budget - (time.perf_counter() - begin))
-    current, applied, attempts = search(model, rules, settings, options, inputs, share, most, progress, memory)
-    attempts += unreachable_sites(model)
-    if not applied:
+    found = _found(task)
+    attempts = found.attempts + unreachable_sites(model)
+    first = Move(_ALL[objective], found.model, tuple(found.applied))
+    best, variants = first, tuple[Variant, ...]()
+    if objective in ("latency", "throughput"):
+        able = allowed(rules, looking)
+        won = contest(model, first, able, settings, looking, patience.at(_CONTEST_UNTIL))
+        best, variants = won.best, won.variants
+    if not best.applied:
         notes = _remember(task, memory, [], None)
-        unchanged = _unchanged(model, attempts, _nothing_done(model, _none_faster(attempts)))
+        unchanged = _unchanged(model, attempts, _nothing_done(model, _none_better(objective, attempts)))
         return replace(unchanged, inputs=inputs, notes=notes)
-    current, kept, timing, without = _fastest(model, current, applied, inputs, options, seconds, progress)
-    outcome, kept = _judged(task, current, kept, timing, without + attempts)
+    attempts = _settled(first, best, attempts)
+    outcome, kept = _judged(task, best.model, list(best.applied), _last_timing(task, best.model), attempts)
+    outcome = replace(outcome, variants=_variants(task, best, outcome, variants))
     return replace(outcome, notes=(*outcome.notes, *_remember(task, memory, kept, outcome)))
 
 
-@dataclass(frozen=True)
-class _Task:
-    """What `optimize` was asked, and since when."""
+def _found(task: Task) -> Found:
+    """The rewrites that each by itself serve the objective."""
+    budget = task.patience.budget
+    if task.objective == "size":
+        return smallest(task.model, task.rules, task.settings, task.looking)
+    if task.objective == "memory":
+        until = task.patience.at(_CONTEST_UNTIL)
+        return leanest(task.model, task.rules, task.settings, task.looking, until)
+    most = _MOST_MEASURE * budget
+    return search(task.model, task.rules, task.settings, task.looking, _MEASURE_SHARE * budget, most)
 
-    model: Model
-    rules: Mapping[str, Pass]
-    settings: Mapping[str, Settings]
-    options: RunOptions
-    inputs: Inputs
-    budget: float
-    begin: float
-    progress: Progress
 
-    @property
-    def left(self) -> float:
-        """Seconds of the budget."""
-        return self.budget - (time.perf_counter() - self.begin)
+def _last_timing(task: Task, current: Model) -> Timing:
+    """The model against the original on fresh data, for at least as long as the pairs for an interval take."""
+    seconds = min(_MOST_TIMING, _TIMING_SHARE * task.patience.budget)
+    least = Cost.of(task.model, task.looking.inputs, task.options).seconds(3)
+    return time_whole(task.model, [current], task.looking, max(seconds, least))[0]
 
-    @property
-    def identity(self) -> tuple[str, str]:
-        """Digests of the model with its data, and of what was asked: what a recorded plan is of."""
-        asked = asked_digest(self.rules, self.settings, self.options, self.inputs.shapes)
-        return sha256(file_digest(self.model).model_dump_json().encode()).hexdigest(), asked
+
+def _settled(first: Move, best: Move, attempts: Sequence[Attempt]) -> list[Attempt]:
+    """The attempts, without those of places that the whole model decided otherwise than the context."""
+    known, kept = set(map(key, first.applied)), set(map(key, best.applied))
+    new = [done for done in best.applied if key(done) not in known]
+    made = {(done.step.rule.name, done.rewrite.site, done.rewrite.summary) for done in new}
+    dropped = [left_out(done) for done in first.applied if key(done) not in kept]
+    return dropped + [entry for entry in attempts if (entry.pass_name, entry.site, entry.summary) not in made]
 
 
 def _judged(
-    task: _Task, current: Model, kept: list[Applied], timing: Timing, attempts: list[Attempt]
+    task: Task, current: Model, kept: list[Applied], timing: Timing, attempts: list[Attempt]
 ) -> tuple[Outcome, list[Applied]]:
-    """What becomes of rewrites that were timed as a whole: audited where that is faster; and those that are kept."""
-    model, options, inputs, progress = task.model, task.options, task.inputs, task.progress
-    if timing.verdict == "FASTER":
-        sifted = _sift(model, current, kept, options, lambda audit: audit.verdict == "equivalent", progress)
+    """What becomes of rewrites that were timed as a whole: audited where that holds; and those that are kept."""
+    model, options, looking = task.model, task.options, task.looking
+    if task.holds(timing):
+        sifted = _sift(model, current, kept, options, lambda audit: audit.verdict == "equivalent", looking.progress)
         refused = Refused(current, sifted.first) if sifted.dropped else None
         current, kept, audit = sifted.model, sifted.kept, sifted.audit
         attempts = sifted.dropped + attempts
         if not kept:
             # The original itself is equivalent to the original; say why the rewrites are not in it.
             reason = f"No rewrite passed the audit: {audit.reason}"
-            return replace(_unchanged(model, attempts, reason), inputs=inputs, refused=refused), []
+            return replace(_unchanged(model, attempts, reason), inputs=looking.inputs, refused=refused), []
         if sifted.dropped:
-            timing = time_whole(model, [current], inputs, options, task.left, progress)[0]
-        if timing.verdict == "FASTER":
+            timing = _last_timing(task, current)
+        if task.holds(timing):
             attempts = accepted(kept, audit, again=bool(sifted.dropped)) + attempts
             outcome = Outcome(
-                current, True, audit.verdict, audit.grade, audit.reason, tuple(attempts), audit, timing, inputs
+                current, True, audit.verdict, audit.grade, audit.reason, tuple(attempts), audit, timing, looking.inputs
             )
-            return replace(outcome, refused=refused, kernels=_kernels(task, current)), kept
+            return replace(outcome, refused=refused, kernels=kernels(task, current)), kept
     attempts = demoted(kept, timing) + attempts
-    reason = f"The whole was not measured faster: {timing.reason}"
-    return replace(_unchanged(model, attempts, reason), inputs=inputs, timing=timing), []
+    how = "measured faster" if task.objective in ("latency", "throughput") else "shown to be as fast"
+    reason = f"The whole was not {how}: {timing.reason}"
+    return replace(_unchanged(model, attempts, reason), inputs=looking.inputs, timing=timing), []
 
 
-def _recalled(task: _Task, memory: Memory, seconds: float) -> Outcome | None:
+def _recalled(task: Task, memory: Memory) -> Outcome | None:
     """The rewrites recorded for this model, timed and audited again; None where there are none that hold."""
     plan = None
     with contextlib.suppress(BadInput):  # records that cannot be read are none
-        plan = memory.plan(*task.identity, task.budget)
+        plan = memory.plan(*task.identity, task.patience.budget)
     made = None if plan is None else from_plan(task.model, plan, task.rules, task.options)
     if plan is None or made is None:
         return None
     current, applied = made
-    timing = time_whole(task.model, [current], task.inputs, task.options, seconds, task.progress)[0]
-    outcome, _ = _judged(task, current, applied, timing, list(unreachable_sites(task.model)))
+    timing = _last_timing(task, current)
+    outcome, kept = _judged(task, current, applied, timing, list(unreachable_sites(task.model)))
     when = f"{plan.created:%Y-%m-%d}"
     note = f"Nothing was searched: these rewrites were recorded on {when}, on this machine (--no-records searches)."
-    return replace(outcome, notes=(*outcome.notes, note)) if outcome.changed else None
+    if not outcome.changed:
+        return None
+    best = Move("as recorded", current, tuple(kept))
+    return replace(outcome, notes=(*outcome.notes, note), variants=_variants(task, best, outcome, ()))
 
 
-def _remember(task: _Task, memory: Memory | None, kept: Sequence[Applied], outcome: Outcome | None) -> tuple[str, ...]:
+def _variants(task: Task, best: Move, outcome: Outcome, others: Sequence[Variant]) -> tuple[Variant, ...]:
+    """The whole models side by side, where the best one was timed at all."""
+    if outcome.timing is None:
+        return ()
+    after = outcome.model if outcome.changed else best.model
+    kept = sum(entry.outcome == "accepted" for entry in outcome.attempts) if outcome.changed else len(best.applied)
+    return side_by_side(task, Last(best.name, after, kept, outcome.timing, outcome.changed), others)
+
+
+def _remember(task: Task, memory: Memory | None, kept: Sequence[Applied], outcome: Outcome | None) -> tuple[str, ...]:
     """Record what was measured, and the rewrites kept; a note where that cannot be done, which spoils nothing else."""
     if memory is None:
         return ()
     plan = None
     if outcome is not None and outcome.changed and outcome.timing is not None:
         complete = all(entry.outcome != "unmeasured" for entry in outcome.attempts)
-        plan = memory.planned(*task.identity, kept, outcome.timing.speedup, task.budget, complete=complete)
+        plan = memory.planned(*task.identity, kept, outcome.timing.speedup, task.patience.budget, complete=complete)
     try:
         memory.keep(kept if plan else [], plan)
     except BadInput as error:
@@ -289,56 +327,16 @@ def _remember(task: _Task, memory: Memory | None, kept: Sequence[Applied], outco
     return ()
 
 
-def _kernels(task: _Task, after: Model) -> Kernels | None:
-    """Where both models spend their time, on providers whose kernels finish when they return."""
-    if PROVIDERS[task.options.runtime.provider].bound:
-        return None
-    task.progress("profiling", 0, 1)
-    try:
-        before, now = (
-            profile(one.to_bytes(), task.inputs.feeds, task.options.runtime, external_folder=one.folder)
-            for one in (task.model, after)
-        )
-    except SessionFailed:
-        return None
-    return before, now
-
-
-def _none_faster(attempts: Sequence[Attempt]) -> str:
+def _none_better(objective: Objective, attempts: Sequence[Attempt]) -> str:
     """That none is, and that some may be."""
+    what = {"size": "makes the file smaller", "memory": "takes less memory"}.get(objective, "was measured faster")
     left = sum(entry.outcome == "unmeasured" for entry in attempts)
-    return "No rewrite was measured faster" + (f", and {left} could not be measured." if left else ".")
+    return f"No rewrite {what}" + (f", and {left} could not be measured." if left else ".")
 
 
 def _nothing_done(model: Model, reason: str) -> str:
     """The reason, unless there was nothing to look at."""
     return reason if convs(model) or unreachable_sites(model) else "The model has no convolution."
-
-
-def _fastest(
-    model: Model,
-    everything: Model,
-    applied: Sequence[Applied],
-    inputs: Inputs,
-    options: RunOptions,
-    seconds: float,
-    progress: Progress,
-) -> tuple[Model, list[Applied], Timing, list[Attempt]]:
-    """The faster of two sets, timed as whole models in one run: all rewrites, or only those sure by themselves."""
-    doubtful = [done for done in applied if not done.sure]
-    sure_model, sure = _leaving_out(model, applied, doubtful, options) if doubtful else (everything, list(applied))
-    rivals = [everything, sure_model] if doubtful and sure else [everything]
-    timings = time_whole(model, rivals, inputs, options, seconds, progress)
-    best = max(timings, key=lambda timing: (timing.verdict == "FASTER", timing.speedup))
-    if best is not timings[0]:
-        return sure_model, sure, timings[1], [left_out(done) for done in doubtful]
-    return everything, list(applied), timings[0], []
-
-
-def _leaving_out(
-    model: Model, applied: Sequence[Applied], some: Sequence[Applied], options: RunOptions
-) -> tuple[Model, list[Applied]]:
-    return remade(model, [done for done in applied if all(done is not other for other in some)], options)
 
 
 def _unchanged(model: Model, attempts: Sequence[Attempt], reason: str) -> Outcome:

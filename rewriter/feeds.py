@@ -28,9 +28,14 @@ class Inputs:
     def shapes(self) -> dict[str, Shape]:
         return {name: tuple(array.shape) for name, array in self.feeds.items()}
 
+    @property
+    def batch(self) -> int:
+        """Items that one run takes: the size of the first axis of the first input; 1 where it has none."""
+        return next((shape[0] for shape in self.shapes.values() if shape), 1)
+
 
 def representative(model: Model, options: RunOptions) -> Inputs:
-    """The user's first sample, or inputs of batch 1: standard normal floats, integers below 2, all seeded.
+    """The user's first sample, or inputs of batch 1 or as asked: standard normal floats, integers below 2, all seeded.
 
     Where the user gave a range they are uniform in it.  Raises BadInput when the sample does not fit the model (see
     `check_samples`), NotVerified when an input is no tensor or has no known rank.
@@ -39,7 +44,7 @@ def representative(model: Model, options: RunOptions) -> Inputs:
         check_samples(model, options.samples[:1])
         first = options.samples[0]
         return Inputs({value.name: first[value.name] for value in model.inputs}, {})
-    binding = find_bindings(model, options.input_shapes, (1,))[0]
+    binding = find_bindings(model, options.input_shapes, (options.batch or 1,))[0]
     rng = np.random.default_rng(options.seed)
     feeds = {
         value.name: _draw(value, binding.shapes.get(value.name), rng, range_of(options.ranges, value.name))

@@ -55,6 +55,8 @@ class RunOptions:
     """What generated inputs are drawn from, by input name: from low to high; "" is for every input without its own."""
     tolerances: Mapping[str, Tolerance] = field(default_factory=dict)
     """The error that the user would take, by output name: reported, never decisive; "" is for all others."""
+    batch: int | None = None
+    """What an unknown batch size is taken as for timing; None: 1, or what the objective asks for."""
     full: bool = False
     """Whether audits also run against float64 and on the edges of the number range."""
 
@@ -73,6 +75,8 @@ class RunOptions:
                     whose = f"the output '{name}'" if name else "all outputs"
                     raise BadInput(f"the tolerance {value:g} of {whose} is no number that is 0 or more.")
         object.__setattr__(self, "allow", frozenset(self.allow))  # lists and sets will do
+        if self.batch is not None and self.batch < 1:
+            raise BadInput(f"--batch {self.batch} is no number of 1 or more.")
         for name in sorted(self.allow - PERMITS.keys()):
             raise BadInput(f"--allow {name}: there is no such permission; there are: {', '.join(PERMITS)}.")
 

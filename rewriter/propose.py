@@ -30,6 +30,12 @@ class Step:
     sites: frozenset[str] | None = None
 
 
+def label(step: Step) -> str:
+    """The pass and what of its settings is no number: `align-concat (pieces)`."""
+    ways = [str(value) for value in step.settings.values() if isinstance(value, str)]
+    return f"{step.rule.name} ({', '.join(ways)})" if ways else step.rule.name
+
+
 @dataclass(frozen=True)
 class Applied:
     """A rewrite that is in the model: which step made it, and the record of it."""
@@ -40,6 +46,8 @@ class Applied:
     """The measurement that chose it; empty where it was asked for."""
     sure: bool = True
     """False where the measurement in context did not clear the noise, so that only the whole model can decide."""
+    parts: tuple[Applied, ...] = ()
+    """Of a candidate that is several rewrites at once: these, none of which was faster by itself."""
 
 
 def ask(graph: Graph, rule: Pass, node: int, settings: Settings) -> Rewrite | Attempt:

@@ -23,24 +23,27 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"cli_audit", "cli_records"}),  # its largest command; commands of their own
     frozenset({"cli_finish"}),  # what commands do before and behind their work
     frozenset({"cli_channels", "cli_data", "cli_errors", "cli_inspect", "cli_options", "cli_reports"}),  # its parts
+    frozenset({"cli_stop"}),  # Ctrl-C during a search
     frozenset({"cli_show"}),
     frozenset({"__init__"}),  # what `import rewriter` offers
     frozenset({"api"}),  # the functions behind it
     frozenset({"engine"}),  # the one loop
-    frozenset({"blame"}),  # which rewrites an audit is against
+    frozenset({"compared"}),  # whole models side by side
+    frozenset({"task"}),  # what optimize was asked
+    frozenset({"contest", "lean"}),  # the choice over the whole model, by time and by bytes
+    frozenset({"blame", "moves"}),  # which rewrites an audit is against; whole models one step from another
     frozenset({"repro"}),  # a failed audit as two small files
     frozenset({"fates"}),  # what became of rewrites that were made
     frozenset({"remake", "repro_files"}),  # chosen rewrites once more; what is beside those files
     frozenset({"cutting"}),  # a part of two models as two small models
-    frozenset(
-        {"channel_picture", "planned", "search", "whole_timing"}
-    ),  # channel components drawn; rounds of candidates
-    frozenset({"channel_pieces"}),  # what is one box of that picture
+    # channel components drawn; rewrites that were chosen before; rounds of candidates
+    frozenset({"channel_picture", "planned", "search", "whole_timing"}),
+    frozenset({"chains", "channel_pieces"}),  # candidates in a row as one; what is one box of that picture
     # which candidates are kept, what each pass would do, what is installed, channel components
-    frozenset({"channel_survey", "choose", "doctor", "survey"}),
-    frozenset({"tuning"}),  # what was measured before
+    frozenset({"candidates", "channel_survey", "choose", "doctor", "survey"}),
+    frozenset({"findings", "tuning"}),  # what was measured in this search, and before
     frozenset({"report"}),  # what was found out, for people and programs
-    frozenset({"profile"}),  # where a model spends its time
+    frozenset({"pareto", "profile"}),  # which models are no worse than another; where a model spends its time
     frozenset({"certificate"}),  # an audit on record, and made again
     frozenset({"propose", "equivalence", "timing"}),
     frozenset({"registry"}),  # finding the passes
@@ -75,8 +78,9 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"data_loader"}),  # inputs that a script of the user's makes
     frozenset({"ranges", "samples"}),  # what inputs are drawn from, the user's own
     frozenset({"bindings", "options"}),  # concrete input shapes, how to run
-    frozenset({"exactness"}),  # whether a provider adds integers exactly
-    frozenset({"census", "context", "region", "shapes"}),  # what ORT makes of a model; parts of a model; its shapes
+    frozenset({"exactness", "footprint"}),  # whether a provider adds integers exactly; the memory a model takes
+    # what ORT makes of a model; parts of a model; its shapes; the process whose memory is measured
+    frozenset({"census", "context", "footprint_child", "region", "shapes"}),
     frozenset({"constants", "names", "saving", "session"}),
     frozenset({"provenance"}),  # what a rewritten model says of itself
     frozenset({"contrib_definitions"}),  # operators that stand for several of ONNX's
@@ -84,7 +88,9 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"diagnosis"}),  # why a provider cannot be used
     frozenset({"external", "wire", "wiring", "providers", "nvidia"}),  # data files, bytes, graph wiring; devices
     # operators of ORT's own, sums to probe with, boxes and arrows, what everything may need
-    frozenset({"bisect", "contrib", "drawing", "errors", "exactness_cases", "logs", "visible"}),
+    frozenset(
+        {"bisect", "contrib", "drawing", "errors", "exactness_cases", "logs", "objective", "patience", "visible"}
+    ),
 )
 TABLE = Path(__file__).name
 RANK = {name: rank for rank, row in enumerate(LAYERS) for name in row}

@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-import onnx
 
 from programs import program
-from rewriter.choose import Choice, Place, Promise, compatible
+from rewriter.choose import Choice, better_half, compatible
 from rewriter.context import neighbourhood
 from rewriter.model import Model
 from rewriter.propose import Applied, Step
@@ -46,29 +45,11 @@ def test_equal_blocks_have_equal_neighbourhoods_however_many_come_behind() -> No
     assert "Add" in around[0]
 
 
-def place(start: str, work: int, *names: str) -> Place:
-    """A place with a candidate of each of these passes."""
-    rewrite = Rewrite("", start, Safety.EXACT, frozenset(), 0, (), (), "")
-    candidates = tuple(Applied(Step(pass_named(name)), rewrite) for name in names)
-    return Place(start, candidates, frozenset(), (), (), onnx.ModelProto(), start, work)
+def test_the_faster_half_goes_on_two_at_least_and_nothing_that_loses() -> None:
+    def of(*speedups: float) -> list[Timing]:
+        return [timing(speedup, "FASTER" if speedup > 1 else "SLOWER") for speedup in speedups]
 
-
-def test_a_pass_that_saved_much_elsewhere_promises_more_for_the_same_work() -> None:
-    promise = Promise()
-    regroup, split = place("a", 10**8, "regroup"), place("b", 10**8, "split-groups")
-    assert promise.of(regroup) == promise.of(split)
-    assert promise.is_new(regroup)
-    promise.learn(regroup, [timing(1.5, "FASTER")])
-    promise.learn(split, [timing(0.5, "SLOWER")])
-    assert not promise.is_new(regroup)
-    assert promise.is_new(place("c", 1, "regroup", "grouped-to-dense"))
-    assert promise.of(regroup) > promise.of(split) > 0
-    assert promise.of(place("d", 10**6, "regroup")) < promise.of(split)
-
-
-def test_of_several_candidates_of_a_pass_the_best_counts_and_their_work_once() -> None:
-    one, two = Promise(), Promise()
-    one.learn(place("a", 10**8, "regroup"), [timing(1.5, "FASTER")])
-    two.learn(place("a", 10**8, "regroup", "regroup"), [timing(0.5, "SLOWER"), timing(1.5, "FASTER")])
-    probe = place("b", 10**7, "regroup")
-    assert one.of(probe) == two.of(probe)
+    assert better_half(of(1.1, 1.3, 1.2, 1.05, 0.99), range(5)) == [1, 2, 0]
+    assert better_half(of(1.1, 1.3), range(2)) == [1, 0]
+    assert better_half(of(0.8, 0.7, 0.9), range(3)) == []
+    assert better_half(of(1.1, 1.3, 1.2, 1.4), [0, 2]) == [2, 0]

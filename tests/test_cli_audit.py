@@ -46,6 +46,12 @@ def give_data() -> None:
     )
 
 
+def test_the_help_asks_for_a_report_of_any_kind(capsys: Captured) -> None:
+    assert main(["audit", "--help"]) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.split()[:1] == ["--report"]]
+    assert line.split()[1] == "FILE"
+
+
 DATA = ("--inputs", "two.npz", "--inputs-dir", "data", "--data-loader", "loader.py")
 
 

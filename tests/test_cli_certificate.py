@@ -73,7 +73,9 @@ def test_a_certificate_of_other_files_is_not_reproduced(folder: Path, capsys: Ca
         "d.json",
     ]
     assert main(arguments) == 3
-    assert capsys.readouterr().out.startswith("NOT REPRODUCED | B is not the certificate's rewritten model")
+    said = capsys.readouterr().out
+    assert said.startswith("No certificate is written: the audit could not be made again.\n")
+    assert said.splitlines()[-1].startswith("NOT REPRODUCED | B is not the certificate's rewritten model")
     assert (report()["verdict"], report()["audit"]) == ("not_verified", None)
     assert not Path("d.json").exists()
 
@@ -160,6 +162,7 @@ def test_a_rewrite_that_is_refused_is_reproduced(faulty: Path, capsys: Captured)
     assert main([*arguments, "--certificate", "c.json"]) == 1
     said = capsys.readouterr().out
     assert "to see it again: again." in said
+    assert "\nNo certificate is written: there is one only of a model that passed its audit.\n" in said
     assert not Path("made.onnx").exists()
     assert not Path("c.json").exists()
     assert {path.name for path in Path("again").iterdir()} == {"before.onnx", "after.onnx", "inputs.npz", "README.md"}
@@ -172,7 +175,11 @@ def test_a_rewrite_that_is_refused_is_reproduced(faulty: Path, capsys: Captured)
         == "Error: The folder 'again' is not empty: name a new one, nothing in it is overwritten.\n"
     )
     assert main(["rewrite", "chain.onnx", "-o", "made.onnx", "--pass", "right", "--repro", "none"]) == 0
-    assert "There is nothing to reproduce: no rewrite was refused." in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "There is nothing to reproduce: no rewrite was refused." in said
+    assert "certificate is written" not in said  # and none was asked for
+    assert main([*arguments[:-2], "-q", "--certificate", "c.json"]) == 1
+    assert "certificate is written" not in capsys.readouterr().out
     assert not Path("none").exists()
     refused = rewriter.rewrite("chain.onnx", ["off"])
     assert refused.reproduce("from-python").folder == Path("from-python")

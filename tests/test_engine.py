@@ -64,17 +64,25 @@ def model() -> Model:
 def measured(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Set what contexts and whole models measure."""
 
-    def install(context: Callable[[str], Timing], whole: Callable[[int], Timing]) -> None:
+    def install(context: Callable[[str], Timing], whole: Callable[[Contender], Timing]) -> None:
         def in_context(_original: Contender, some: Sequence[Contender], *_: Any, **__: Any) -> list[Timing]:
             return [context(contender.name) for contender in some]
 
         def as_whole(_original: Contender, some: Sequence[Contender], *_: Any, **__: Any) -> list[Timing]:
-            return [whole(number) for number in range(len(some))]
+            return [whole(contender) for contender in some]
 
         monkeypatch.setattr(rewriter.choose, "compare", in_context)
         monkeypatch.setattr(rewriter.whole_timing, "compare", as_whole)
 
     return install
+
+
+def regrouped(contender: Contender) -> int:
+    """Convolutions in groups of 8 or more channels each way, which the models here do not have."""
+    assert isinstance(contender.model, bytes)
+    nodes = Model.load(contender.model).nodes
+    groups = [entry.i for node in nodes for entry in node.attribute if entry.name == "group"]
+    return sum(1 < count < 16 for count in groups)
 
 
 def run(model: Model, *rules: Pass) -> Outcome:
@@ -122,7 +130,7 @@ def test_a_whole_that_is_not_faster_is_not_kept(
 def test_a_likely_rewrite_is_decided_by_the_whole_model(model: Model, measured: Callable[..., None]) -> None:
     measured(lambda _: timing(1.2, "NOISE"), lambda _: timing(1.1, "FASTER"))
     assert kept(run(model, REGROUP)) == {("regroup", "stage1.block1.conv2")}
-    measured(lambda _: timing(1.01, "NOISE"), lambda _: pytest.fail("1.01 in the noise is not likely"))
+    measured(lambda _: timing(0.9, "SLOWER"), lambda _: pytest.fail("what loses in context is not tried as a whole"))
     assert not run(model, REGROUP).changed
 
 
@@ -177,7 +185,7 @@ def test_doubtful_ones_are_left_out_when_the_rest_is_faster_alone(model: Model, 
     def context(name: str) -> Timing:
         return timing(1.5, "FASTER") if "block1" in name else timing(1.2, "NOISE")
 
-    measured(context, lambda number: timing([1.2, 1.3][number], "FASTER"))
+    measured(context, lambda after: timing({0: 1.0, 1: 1.3, 2: 1.2}[regrouped(after)], "FASTER"))
     outcome = run(two, REGROUP)
     assert kept(outcome) == {("regroup", "stage1.block1.conv2")}
     left = [entry for entry in outcome.attempts if entry.outcome == "not_worth_it"]
@@ -186,13 +194,13 @@ def test_doubtful_ones_are_left_out_when_the_rest_is_faster_alone(model: Model, 
     assert np.isclose(outcome.timing.speedup if outcome.timing else 0, 1.3)
 
 
-def test_the_set_that_is_surely_faster_wins(model: Model, measured: Callable[..., None]) -> None:
+def test_doubtful_ones_stay_where_the_whole_is_faster_with_them(model: Model, measured: Callable[..., None]) -> None:
     two = Model.load(resnext_model(ResNeXt(image=32, blocks=(2,), width=32, groups=16, classes=10)))
 
     def context(name: str) -> Timing:
         return timing(1.5, "FASTER") if "block1" in name else timing(1.2, "NOISE")
 
-    measured(context, lambda number: [timing(1.2, "FASTER"), timing(1.3, "NOISE")][number])
+    measured(context, lambda after: timing({0: 1.0, 1: 1.2, 2: 1.3}[regrouped(after)], "FASTER"))
     assert kept(run(two, REGROUP)) == {("regroup", f"stage1.block{block}.conv2") for block in (1, 2)}
 
 
@@ -226,8 +234,8 @@ def test_what_the_first_round_left_over_is_measured_after_it(
         now[0] = 0.0
         return optimize(two, {REGROUP.name: REGROUP}, {REGROUP.name: BLOCK}, OPTIONS, budget)
 
-    # The first round ends after 0.39 of the budget, measuring after 0.65 at most.
-    assert len(kept(spending(9))) == 2
-    short = spending(6.5)
+    # The first round ends after 0.26 of the budget, measuring after 0.45 at most.
+    assert len(kept(spending(12))) == 2
+    short = spending(8)
     assert len(kept(short)) == 1
     assert [entry.outcome for entry in short.attempts if "raise --budget" in entry.reason] == ["unmeasured"]

@@ -7,7 +7,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Mapping
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
@@ -145,31 +145,42 @@ def test_a_choice_of_what_is_not_there_is_refused() -> None:
         place(chosen=1)
 
 
-def test_a_newer_file_is_left_alone(store: Store) -> None:
+@pytest.mark.parametrize("version", [len(store_module._MIGRATIONS) + 1, 99])
+def test_a_newer_file_is_left_alone(store: Store, version: int) -> None:
     with sqlite3.connect(store.path) as database:
-        database.execute("PRAGMA user_version = 99")
+        database.execute(f"PRAGMA user_version = {version}")
     before = store.path.read_bytes()
-    with pytest.raises(BadInput, match="version 99, which a newer rewriter made"):
+    with pytest.raises(BadInput, match=f"version {version}, which a newer rewriter made"):
         Store(store.path)
     assert store.path.read_bytes() == before
 
 
 def test_an_older_file_is_brought_up(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     store.add([place()], [])
-    more = (*store_module._MIGRATIONS, "CREATE TABLE extra (a TEXT)")
+    more = (*store_module._MIGRATIONS, "CREATE TABLE extra (a TEXT)", "ALTER TABLE extra ADD COLUMN b TEXT")
     monkeypatch.setattr(store_module, "_MIGRATIONS", more)
     assert Store(store.path).place(HERE, KEY) is not None
     with sqlite3.connect(store.path) as database:
         assert database.execute("PRAGMA user_version").fetchone() == (len(more),)
-        assert database.execute("SELECT count(*) FROM extra").fetchone() == (0,)
+        assert database.execute("SELECT count(b) FROM extra").fetchone() == (0,)
 
 
-@pytest.mark.parametrize("content", [b"no database at all, and longer than a header" * 40, None])
-def test_a_file_of_something_else_is_left_alone(tmp_path: Path, content: bytes | None) -> None:
+def test_all_of_what_is_put_in_or_nothing(store: Store) -> None:
+    with pytest.raises(AttributeError):
+        store.add([place()], [None])  # type: ignore[list-item]  # what fails behind the first that went in
+    assert store.places() == []
+    store.add([place()], [])
+    assert len(store.places()) == 1
+
+
+@pytest.mark.parametrize("content", [b"no database at all, and longer than a header" * 40, 0, 1])
+def test_a_file_of_something_else_is_left_alone(tmp_path: Path, content: bytes | int) -> None:
+    """No database, one that says of no program that it is its own, and one that says it of another one."""
     path = tmp_path / "model.onnx"
-    if content is None:
+    if isinstance(content, int):
         with sqlite3.connect(path) as database:
             database.execute("CREATE TABLE mine (a TEXT)")
+            database.execute(f"PRAGMA application_id = {content}")
     else:
         path.write_bytes(content)
     before = path.read_bytes()
@@ -311,11 +322,54 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert KEY[:12] in listed
     assert "regroup groups=4 1.50x" in listed
     assert json.loads(said("show", KEY[:12]).split("\n\n")[1])["site"] == "y"
-    assert "1 models and 1 places written" in said("export", out)
+    assert "1 model and 1 place written" in said("export", out)
     assert "2 records removed" in said("prune", "--all")
     assert "0 models and 0 places" in said("list")
-    assert "1 models and 1 places taken into" in said("import", out)
+    assert said("import", out) == f"1 model and 1 place taken into {file}\n"
     assert Store(Path(file)).place(HERE, KEY) is not None
+    assert said("import", out) == (
+        f"0 models and 0 places taken into {file}; 2 records there are as new or newer, and stay\n"
+    )
+
+
+def test_an_import_of_older_records_leaves_newer_ones_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file, carried = tmp_path / "tuning.sqlite3", tmp_path / "carried.json"
+    newer, older = place(), place(OTHER, days=3)
+    Store(file).add([newer, older], [plan()])
+    carried.write_bytes(dump([place(days=2, chosen=None), place(OTHER, days=1, chosen=None)], [plan(budget=9)]))
+    assert main(["records", "import", str(carried), "--file", str(file)]) == 0
+    said = capsys.readouterr().out
+    assert said == f"1 model and 1 place taken into {file}; 1 record there is as new or newer, and stays\n"
+    store = Store(file)
+    assert store.place(HERE, KEY) == newer
+    assert (found := store.place(HERE, OTHER)) is not None
+    assert found.chosen is None
+    assert [entry.budget for entry in store.plans()] == [9]
+
+
+def test_what_is_taken_in_replaces_only_what_is_older(store: Store) -> None:
+    """Of the same instant, what is there stays; the instant counts, not how it is written; a search replaces anyway."""
+    there, plan_there = place(), plan()
+    assert store.merge([there], [plan_there]) == (1, 1)
+    elsewhere = timezone(timedelta(hours=9))
+    for seconds, taken in ((0, 0), (-1, 0), (1, 1)):
+        when = (there.created + timedelta(seconds=seconds)).astimezone(elsewhere)
+        planned = (plan_there.created + timedelta(seconds=seconds)).astimezone(elsewhere)
+        update, planned_update = {"created": when, "chosen": None}, {"created": planned, "budget": 9.0}
+        found = store.merge([there.model_copy(update=update)], [plan_there.model_copy(update=planned_update)])
+        assert found == (taken, taken), seconds
+        assert [entry.chosen for entry in store.places()] == [None if taken else 0]
+        assert [entry.budget for entry in store.plans()] == [9.0 if taken else 60.0]
+    store.add([there], [plan_there])
+    assert (store.places(), store.plans()) == ([there], [plan_there])
+
+
+def test_of_two_records_of_one_place_in_a_file_the_newer_is_taken(store: Store) -> None:
+    newer, older = place(), place(days=1)
+    for entries in ([newer, older], [older, newer]):
+        store.prune()
+        store.merge(entries, [])
+        assert store.places() == [newer]
 
 
 @pytest.mark.parametrize(

@@ -50,9 +50,10 @@ def approximation_reason(off: Sequence[RegionAudit], total: int, whole: LevelRes
     errors = [level.figures.get("error", 0.0) for region in off if (level := region.level("L3"))]
     largest = max((error for error in errors if isinstance(error, float)), default=0.0)
     others = "" if len(off) == total else f", and {total - len(off)} equivalent"
-    one, all_of_them = len(off) == 1, len(off) == total
-    count = "The region that differs" if total == 1 else f"{f'All {total}' if all_of_them else len(off)} regions"
-    subject = f"{count} {'is an approximation' if one else 'are approximations'}".replace("1 regions", "1 region")
+    if len(off) == 1:
+        subject = f"{'The region that differs' if total == 1 else '1 region'} is an approximation"
+    else:
+        subject = f"{f'All {total}' if len(off) == total else len(off)} regions are approximations"
     return f"{subject}, off by up to {largest:.3g} on the inputs given{others}. {whole.detail}"
 
 

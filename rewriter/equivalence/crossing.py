@@ -293,12 +293,9 @@ def crossing_verdict(
     first, second = (runtime.provider for runtime in runtimes)
     wrong = [record for record in operators if record.verdict == "different"]
     if wrong:
-        name = f"'{wrong[0].outputs[0]}'"
-        return (
-            "different",
-            None,
-            f"{len(wrong)} operators compute something else on {second}, first {name}: {wrong[0].reason}",
-        )
+        subject = "1 operator computes" if len(wrong) == 1 else f"{len(wrong)} operators compute"
+        first_wrong = f"first '{wrong[0].outputs[0]}': {wrong[0].reason}"
+        return "different", None, f"{subject} something else on {second}, {first_wrong}"
     if problem:
         return "not_verified", None, f"ONNX Runtime could not run the model on {first}: {problem.rstrip('. ')}."
     if whole.outcome == "fail":

@@ -195,7 +195,8 @@ class _Coding:
         tap, rest = self.taps[key % len(self.taps)], key // len(self.taps)
         row, source = rest // len(self.sources) + first, rest % len(self.sources)
         weights = " and ".join(dict.fromkeys(f"'{_weight_name(m, row)}'" for m in mixings))
-        return f"output channel {row}, input channel {source}, tap offset {list(tap)} (weight {weights})"
+        offset = f", tap offset {list(tap)}" if tap else ""  # a matrix, or a kernel of one element, has no taps
+        return f"output channel {row}, input channel {source}{offset} (weight {weights})"
 
 
 def _weight_name(mixing: Mixing, row: int) -> str:

@@ -109,7 +109,8 @@ def compare_on_activations(exchange: Exchange, captured: Sequence[Mapping[str, A
                 if value.dtype.kind in "biu":
                     wrong, own = (int((value != one).sum()) for one in (other, spread[run][name]))
                     if wrong > 2 * own:
-                        return failed("L3", f"On captured activations, '{name}' differs in {wrong} elements.")
+                        count = f"{wrong} of {value.size} elements"
+                        return failed("L3", f"On captured activations, '{name}' differs in {count}.")
                     continue
                 error = difference(value, other)
                 tiny = max(_underflow(cut, each, stage, value) for cut, each, stage in sides)

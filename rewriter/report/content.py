@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from rewriter.equivalence.records import Audit
-from rewriter.report.text import Block
+from rewriter.report.table import Block
 
 Fate = Literal["passed", "failure", "error", "skipped"]
 """What became of a check, in the words of test reports; `error`: it says nothing, so that a build must not go on."""

@@ -20,8 +20,10 @@ from typing import Any, Final
 
 from rewriter.equivalence.records import Audit, LevelResult, OutputAudit, RegionAudit
 from rewriter.report.content import Case, Content, Fate, fate_of
+from rewriter.report.record import VariantRecord
 from rewriter.report.text import graded
 from rewriter.report.text_audit import edge_text, float64_lines, output_table, region_details
+from rewriter.report.text_variants import variant_line
 from rewriter.visible import visible, visible_lines
 
 _CHECKED: Final[Mapping[str, str]] = {
@@ -132,9 +134,13 @@ def _element(case: Case, group: str, name: str) -> ET.Element:
 
 
 def _facts(data: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """What was judged, and where: the files with their hashes, and the environment."""
+    """What was judged, and where: the files with their hashes, the models that were considered, the environment."""
     for side in ("before", "after"):
         if data[side] is not None:
             yield side, data[side]["path"] or "not written"
             yield f"{side}.sha256", data[side]["sha256"]
+    if "objective" in data:
+        yield "objective", data["objective"]
+    for number, one in enumerate(data.get("variants", ())):
+        yield f"variant {number}: {one['name']}", variant_line(VariantRecord.model_validate(one))
     yield from data["environment"].items()

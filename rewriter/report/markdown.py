@@ -16,12 +16,18 @@ from typing import Any, Final
 from jinja2 import Environment, StrictUndefined, Template
 
 from rewriter.report.content import Content, Section
-from rewriter.report.text import Block, Table, size_text
+from rewriter.report.table import Block, Table, size_text
 from rewriter.report.text_audit import region_details
 from rewriter.visible import visible
 
 _TEMPLATE: Final = "report.md.j2"
-_HEADINGS: Final = {"level": "Levels", "region": "Regions", "output": "Outputs", "operator": "Operators"}
+_HEADINGS: Final = {
+    "level": "Levels",
+    "region": "Regions",
+    "output": "Outputs",
+    "operator": "Operators",
+    "rewrites": "Models",
+}
 """What a table is called, by the column that tells what it is about."""
 
 _ACTIVE: Final = re.compile(

@@ -11,7 +11,7 @@ from rewriter.visible import visible, visible_lines
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
 
-    from rewriter.report.text import Block, Table
+    from rewriter.report.table import Block, Table
 
 UNBROKEN: Final = 100_000
 """Columns when nobody looks: no line is ever broken or cut."""

@@ -6,6 +6,7 @@ import os
 import platform
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +19,7 @@ from rewriter.diagnosis import built_for, distributions
 from rewriter.equivalence.records import Audit, Verdict
 from rewriter.model import Model
 from rewriter.nvidia import Clocks
+from rewriter.pareto import Variant, efficient
 from rewriter.profile import KernelTime
 from rewriter.providers import PROVIDERS
 from rewriter.rule import Attempt, Outcome
@@ -82,6 +84,22 @@ class KernelRecord(_Record):
     after_ms: float
 
 
+class VariantRecord(_Record):
+    """One whole model that was considered: what it costs, and whether another one is better (see `rewriter.pareto`)."""
+
+    name: str
+    rewrites: int
+    ms: float
+    speedup: float | None
+    """Over the original; null for the original itself."""
+    interval: tuple[float, float] | None
+    bytes: int
+    peak_mib: float | None
+    chosen: bool
+    efficient: bool
+    """Whether no other one is better in latency, size or peak memory and as good in the rest, within the noise."""
+
+
 class FileRecord(_Record):
     """One of the two models."""
 
@@ -115,6 +133,12 @@ class Report(_Record):
     notes: tuple[str, ...] = ()
     kernels: tuple[KernelRecord, ...] = ()
     """Where both models spend their time, by ONNX Runtime's profiler, which takes some itself; empty: not looked at."""
+    variants: tuple[VariantRecord, ...] = ()
+    """The whole models that were considered, the original among them; empty: not compared."""
+    objective: str = "latency"
+    """What was to become better: latency, throughput, size or memory."""
+    items_per_run: int = 1
+    """How many inputs, the batch, one run takes: for the throughput."""
     seconds: float
 
     @property
@@ -182,6 +206,13 @@ def kernel_records(before: Sequence[KernelTime], after: Sequence[KernelTime]) ->
         for kind in dict.fromkeys([*old, *new])
     ]
     return tuple(sorted(found, key=lambda one: -max(one.before_ms, one.after_ms)))
+
+
+def variant_records(variants: Sequence[Variant]) -> tuple[VariantRecord, ...]:
+    """All variants, each with whether it is efficient among them, in their order."""
+    return tuple(
+        VariantRecord(**asdict(one), efficient=good) for one, good in zip(variants, efficient(variants), strict=True)
+    )
 
 
 def file_record(model: Model, path: Path | None) -> FileRecord:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 
 from rewriter.report.record import AttemptRecord, FileRecord, KernelRecord, Report, TimingRecord
+from rewriter.report.table import Block as Block  # noqa: PLC0414 - others look for it here
+from rewriter.report.table import Table as Table  # noqa: PLC0414 - others look for it here
+from rewriter.report.table import size_text as size_text  # noqa: PLC0414 - others look for it here
 from rewriter.report.text_device import device_paragraphs
+from rewriter.report.text_variants import variant_blocks
 from rewriter.visible import visible
 
 _SHOWN_REASONS = 12
@@ -15,27 +18,6 @@ _SMALL_KERNEL = 0.005  # of all time: kernels below are shown together
 """Groups of reasons printed without -v: the nearest misses."""
 _ORDER = ("different", "failed", "not_verified", "withheld", "unmeasured", "slower", "not_worth_it", "declined")
 _ALWAYS_SHOWN = frozenset({"different", "failed", "not_verified"})
-
-
-@dataclass(frozen=True)
-class Table:
-    """Columns of text below their headings; the columns named in `right` hold numbers."""
-
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    right: frozenset[str] = frozenset()
-
-    def without_empty(self, column: str) -> Table:
-        """The table without that column, if no row has anything in it."""
-        at = self.columns.index(column)
-        if any(row[at] for row in self.rows):
-            return self
-        rows = tuple(row[:at] + row[at + 1 :] for row in self.rows)
-        return Table(self.columns[:at] + self.columns[at + 1 :], rows, self.right)
-
-
-Block = str | Table
-"""What is printed: a paragraph, or a table.  An empty line goes between two blocks."""
 
 
 def report_blocks(report: Report, verbose: bool) -> list[Block]:
@@ -57,6 +39,7 @@ def report_blocks(report: Report, verbose: bool) -> list[Block]:
     if report.timing is not None:
         blocks += [visible(timing_line(report.timing))]
         blocks += device_paragraphs(report.timing, (report.timing.before_cuda_graph, report.timing.cuda_graph))
+    blocks += variant_blocks(report, verbose)
     if report.chosen_shapes:
         blocks += [visible(f"Input shapes nobody gave, chosen for the timing: {shapes_text(report.chosen_shapes)}.")]
     if report.audit is not None:
@@ -274,14 +257,6 @@ def alike(reason: str) -> str:
     """A reason without names and figures: those of declined sites that differ in nothing else are counted together."""
     plain = re.sub(r"\d+(?:\.\d+)?(?:e[+-]?\d+)?", "0", unnamed(reason))
     return re.sub(r"0(?:, 0)+", "0", plain)  # however many there are
-
-
-def size_text(size: int) -> str:
-    """Bytes in decimal units."""
-    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if size >= factor:
-            return f"{size / factor:.1f} {unit}"
-    return f"{size} B"
 
 
 def shapes_text(shapes: Mapping[str, Sequence[int]]) -> str:

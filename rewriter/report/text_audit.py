@@ -6,7 +6,8 @@ from collections import Counter
 from collections.abc import Sequence
 
 from rewriter.equivalence.records import Audit, CrossAudit, LevelResult, OutputAudit, RegionAudit
-from rewriter.report.text import Block, Table, clause, counted, graded, sites_text, threads_text, verdict_word
+from rewriter.report.table import Block, Table
+from rewriter.report.text import clause, counted, graded, sites_text, threads_text, verdict_word
 from rewriter.report.text_device import device_paragraphs
 from rewriter.timing import Latency, Timing
 from rewriter.visible import visible

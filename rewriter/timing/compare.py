@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -38,15 +38,16 @@ def compare(
     clock: Clock = time.perf_counter,
     open_with: OpenRunner = open_runner,
     clocks: ReadClocks = read_clocks,
+    stop: Callable[[], bool] = lambda: False,
 ) -> list[Timing]:
     """Time each of `afters` against `before`, all of them interleaved with a second session of `before` as control.
 
-    Measures until every 95 % interval, the control's included, is at most `half_width` (relative) to either side, or
-    the budget, which counts loading and warm-up, is spent. For short parts of a model use blocks and warm-ups a tenth
-    as long. A smaller `half_width` sees smaller effects, if the budget allows. A contender with a runtime of its own is
-    run with that; the control is `before` with its own. Returns one record per candidate, in order. Raises NotVerified
-    without the provider, SessionFailed where a model cannot be loaded or run, BadInput where a contender's runtime
-    differs from the measurement's in more than provider options.
+    Measures until every 95 % interval, the control's included, is at most `half_width` (relative) to either side,
+    `stop()`, or the budget, which counts loading and warm-up, is spent. For short parts of a model use blocks and
+    warm-ups a tenth as long. A smaller `half_width` sees smaller effects, if the budget allows. A contender with a
+    runtime of its own is run with that; the control is `before` with its own. Returns one record per candidate, in
+    order. Raises NotVerified without the provider, SessionFailed where a model cannot be loaded or run, BadInput where
+    a contender's runtime differs from the measurement's in more than provider options.
     """
     if not afters:
         return []
@@ -60,7 +61,14 @@ def compare(
         return _narrow(log_ratios(log_seconds), half_width)
 
     rounds = measure(
-        runners, plan, enough, clock=clock, started=started, progress=progress, observe=lambda: clocks(runtime)
+        runners,
+        plan,
+        enough,
+        clock=clock,
+        started=started,
+        progress=progress,
+        observe=lambda: clocks(runtime),
+        stop=stop,
     )
     seconds = clock() - started
     return [

@@ -62,8 +62,9 @@ def measure(
     started: float,
     progress: Progress | None = None,
     observe: Callable[[], Clocks | None] = lambda: None,
+    stop: Callable[[], bool] = lambda: False,
 ) -> Rounds:
-    """Time `runners` against each other until `enough(log_seconds)` or no further round fits into the budget.
+    """Time `runners` until `enough(log_seconds)`, `stop()`, or no further round fits into the budget.
 
     The budget counts from the clock's `started`. Warm-up is never cut short, so a tiny budget is exceeded by it.
     `observe` reads the device's clocks while it is warm: an idle device lowers them.
@@ -76,7 +77,7 @@ def measure(
     measured: list[np.ndarray] = []
     before = observe()
     with _no_garbage_collection():
-        while not enough(_stacked(measured, len(runners))):
+        while not enough(_stacked(measured, len(runners))) and not stop():
             begun = clock()
             if begun - started + needed > plan.budget:
                 break

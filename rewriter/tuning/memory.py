@@ -117,6 +117,8 @@ def asked_digest(
     settings: Mapping[str, Settings],
     options: RunOptions,
     shapes: Mapping[str, Sequence[int]],
+    *,
+    objective: str = "latency",
 ) -> str:
     """SHA-256 of all that decides which candidates there are, besides the model."""
     plain = {
@@ -124,6 +126,7 @@ def asked_digest(
         "settings": {name: dict(sorted(given.items())) for name, given in sorted(settings.items()) if given},
         "allow": sorted(options.allow),
         "shapes": {name: list(shape) for name, shape in sorted(shapes.items())},
+        "objective": objective,
         "given": {name: list(shape) for name, shape in sorted(options.input_shapes.items())},
     }
     return _digest(json.dumps(plain, sort_keys=True))

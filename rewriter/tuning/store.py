@@ -85,33 +85,32 @@ class Store:
         return [found for body in rows if (found := _parsed(PlanEntry, body)) is not None]
 
     def add(self, places: Sequence[PlaceEntry], plans: Sequence[PlanEntry]) -> None:
-        """Put them in, over older ones of the same key; all or none."""
+        """Put in what was measured just now, over what is there of the same key; all or none."""
+        self._put(places, plans, over="true")
+
+    def merge(self, places: Sequence[PlaceEntry], plans: Sequence[PlanEntry]) -> tuple[int, int]:
+        """Put in what is newer than what is there of the same key, or new; all of it or none.
+
+        Gives how many places and plans went in.
+        """
+        return self._put(places, plans, over="excluded.created > created")
+
+    def _put(self, places: Sequence[PlaceEntry], plans: Sequence[PlanEntry], over: str) -> tuple[int, int]:
+        """Put them in, those of a key that is there where the condition `over` holds; gives how many went in.
+
+        Times are all written in UTC, in ISO 8601: these sort as the instants do.
+        """
+        update = f"DO UPDATE SET created = excluded.created, body = excluded.body WHERE {over}"
         with self._writing() as database:
-            database.executemany(
-                "INSERT OR REPLACE INTO place VALUES (?, ?, ?, ?)",
-                [
-                    (
-                        entry.environment.key,
-                        entry.key,
-                        entry.created.astimezone(UTC).isoformat(),
-                        entry.model_dump_json(),
-                    )
-                    for entry in places
-                ],
-            )
-            database.executemany(
-                "INSERT OR REPLACE INTO plan VALUES (?, ?, ?, ?, ?)",
-                [
-                    (
-                        entry.environment.key,
-                        entry.model,
-                        entry.asked,
-                        entry.created.astimezone(UTC).isoformat(),
-                        entry.model_dump_json(),
-                    )
-                    for entry in plans
-                ],
-            )
+            put_places = database.executemany(
+                f"INSERT INTO place VALUES (?, ?, ?, ?) ON CONFLICT (environment, key) {update}",
+                [(entry.environment.key, entry.key, *_dated(entry)) for entry in places],
+            ).rowcount
+            put_plans = database.executemany(
+                f"INSERT INTO plan VALUES (?, ?, ?, ?, ?) ON CONFLICT (environment, model, asked) {update}",
+                [(entry.environment.key, entry.model, entry.asked, *_dated(entry)) for entry in plans],
+            ).rowcount
+        return max(put_places, 0), max(put_plans, 0)
 
     def prune(self, *, before: str | None = None, keep: str | None = None) -> int:
         """Remove records older than `before` (ISO time) or of other environments than `keep`; all where both are None.
@@ -172,6 +171,11 @@ class Store:
             raise BadInput(
                 f"the tuning records '{self.path}' cannot be used: {error}. Remove the file, or name another one."
             ) from error
+
+
+def _dated(entry: PlaceEntry | PlanEntry) -> tuple[str, str]:
+    """When it was made, and all of it."""
+    return entry.created.astimezone(UTC).isoformat(), entry.model_dump_json()
 
 
 def _parsed(kind: type[_Kind], body: str) -> _Kind | None:

@@ -15,6 +15,7 @@ from rewriter.equivalence.linear import Evaluation
 from rewriter.equivalence.regions import Side
 from rewriter.model import Model
 from rewriter.shapes import bind
+from test_equivalence.nets import audited, chain
 
 X = (2, 4, 6)
 NODES: dict[str, tuple[list[onnx.NodeProto], dict[str, Any]]] = {
@@ -136,3 +137,17 @@ def test_magnitudes_bound_the_offsets(name: str) -> None:
 def test_what_is_not_linear_is_unsupported(nodes: list[onnx.NodeProto]) -> None:
     with pytest.raises(Unsupported):
         evaluated(nodes, {"p": [0, 0, 0, 0, 0, 1], "one": np.asarray(1.0)})
+
+
+@pytest.mark.parametrize("shape", [(4, 3), (4, 3, 1, 1), (4, 3, 1, 2)])
+def test_where_a_weight_changed_is_said_with_its_tap_if_there_are_several(shape: tuple[int, ...]) -> None:
+    """A matrix and a 1×1 kernel have no taps to tell apart."""
+    right = np.arange(np.prod(shape), dtype=np.float32).reshape(shape) + np.float32(0.5)
+    wrong = right.copy()
+    wrong[2, 1] += 1
+    node = helper.make_node("MatMul" if len(shape) == 2 else "Conv", ["x", "w"], ["y"])
+    x = (5, 4) if len(shape) == 2 else (5, 3, 4, 4)
+    reason = audited(chain([node], {"w": right}, x), chain([node], {"w": wrong}, x)).reason
+    taps = ", tap offset [0]" if shape[-1] == 2 else ""
+    output, channel = (1, 2) if len(shape) == 2 else (2, 1)
+    assert f"output channel {output}, input channel {channel}{taps} (weight 'w'): " in reason

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import ml_dtypes
@@ -13,6 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 import rewriter
 from programs import program
 from rewriter.equivalence.numbering import content
+from test_equivalence.nets import audited, chain
 
 SMALL = [ml_dtypes.int4, ml_dtypes.uint4, ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e4m3fnuz, ml_dtypes.float8_e5m2]
 
@@ -21,6 +23,7 @@ def test_equal_bytes_of_different_types_are_different_constants() -> None:
     made = [content(np.ones(3, np.uint8).view(dtype)) for dtype in SMALL]
     assert len(set(made)) == len(SMALL)
     assert content(np.ones(3, ml_dtypes.int4)) == content(np.ones(3, ml_dtypes.int4))
+    assert content(np.ones(3, ml_dtypes.int4)) != content(np.ones((3, 1), ml_dtypes.int4))
 
 
 def test_two_dropouts_that_drop_are_not_one() -> None:
@@ -57,3 +60,18 @@ def test_a_factor_taken_through_an_operator_is_rounding_unless_it_is_a_power_of_
         after = program(f"{head} m = MatMul (a, b) s = Mul (m, k) y = Relu (s)", opset=17, **constants)
         found = rewriter.audit(before, after)
         assert (found.verdict, found.grade) == ("equivalent", grade), found.reason
+
+
+def test_integers_that_differ_are_counted_among_all() -> None:
+    """A Floor before the Cast: what is negative is rounded to the other side."""
+    cast, floor = (helper.make_node(kind, ["x"], ["y"]) for kind in ("Cast", "Floor"))
+    cast.attribute.append(helper.make_attribute("to", TensorProto.INT32))
+    floor.output[0] = "t"
+    later = helper.make_node("Cast", ["t"], ["y"], to=TensorProto.INT32)
+    models = [chain(nodes, {"w": np.zeros(1, np.float32)}, (1, 8)) for nodes in ([cast], [floor, later])]
+    for model in models:
+        model.graph.output[0].type.tensor_type.elem_type = TensorProto.INT32
+    found = audited(*models)
+    (said,) = [level.detail for region in found.regions for level in region.levels if level.level == "L3"]
+    assert found.verdict == "different"
+    assert re.fullmatch(r"On captured activations, 'y' differs in [1-8] of 8 elements\.", said)

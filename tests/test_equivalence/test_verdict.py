@@ -4,7 +4,18 @@ from __future__ import annotations
 
 import pytest
 
-from rewriter.equivalence.records import Grade, Level, LevelResult, Outcome, Verdict, failed, not_applicable, passed
+from rewriter.equivalence.approximation import approximation_reason
+from rewriter.equivalence.records import (
+    Grade,
+    Level,
+    LevelResult,
+    Outcome,
+    RegionAudit,
+    Verdict,
+    failed,
+    not_applicable,
+    passed,
+)
 from rewriter.equivalence.verdict import audit_verdict, region_verdict
 
 NA: Outcome = "not applicable"
@@ -95,3 +106,26 @@ def test_an_original_that_never_ran_is_not_verified() -> None:
 
 def test_identical_bytes_need_no_run() -> None:
     assert audit_verdict(SOUND, [], NOTHING, identical=True, ran=False)[:2] == ("equivalent", "bitwise")
+
+
+@pytest.mark.parametrize(
+    ("off", "total", "said"),
+    [
+        (1, 1, "The region that differs is an approximation, off by"),
+        (1, 3, "1 region is an approximation, off by up to 0 on the inputs given, and 2 equivalent."),
+        (2, 3, "2 regions are approximations, off by"),
+        (11, 12, "11 regions are approximations, off by"),
+        (21, 21, "All 21 regions are approximations, off by up to 0 on the inputs given."),
+    ],
+)
+def test_how_many_approximate(off: int, total: int, said: str) -> None:
+    facts: dict[str, object] = {
+        "before": {},
+        "after": {},
+        "verdict": "approximate",
+        "grade": None,
+        "levels": (),
+        "blind": None,
+    }
+    region = RegionAudit.model_validate({"inputs": (), "outputs": ("y",), "reason": "", **facts})
+    assert approximation_reason([region] * off, total, passed("L4", "")).startswith(said)

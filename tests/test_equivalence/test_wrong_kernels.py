@@ -224,3 +224,7 @@ def test_products_without_a_bound_are_not_proven() -> None:
     )
     assert verdict == "equivalent"
     assert "0 lie within the bound" in reason
+    wrong = record.model_copy(update={"verdict": "different", "reason": "Far off."})
+    for count, subject in ((1, "1 operator computes"), (2, "2 operators compute")):
+        _, _, reason = crossing_verdict([wrong] * count, passed("L4", ""), (Runtime(), CUDA), "")
+        assert reason.startswith(f"{subject} something else on cuda, first ")

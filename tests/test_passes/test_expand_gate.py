@@ -15,7 +15,7 @@ from rewriter import Safety
 from rewriter.graph import Graph
 from rewriter.model import Model
 from rewriter.registry import pass_named
-from rewriter.search import _candidates
+from rewriter.candidates import candidates
 
 PASS = "expand-gate"
 SE = "g = GlobalAveragePool (c) r = Conv (g, d, e) a = Relu (r) u = Conv (a, f) s = Sigmoid (u) m = Mul (c, s) "
@@ -90,8 +90,8 @@ def test_declines(body: str, options: dict[str, Any], reason: str) -> None:
 def test_nothing_is_measured_on_a_gpu() -> None:
     model = Model.load(program(NET, opset=17, **WEIGHTS))
     rules = {PASS: pass_named(PASS)}
-    assert not _candidates(Graph(model, {}, "cuda"), rules, {})[0]
-    assert _candidates(Graph(model, {}, "cpu"), rules, {})[0]
+    assert not candidates(Graph(model, {}, "cuda"), rules, {})[0]
+    assert candidates(Graph(model, {}, "cpu"), rules, {})[0]
 
 
 @pytest.mark.parametrize(("weights", "grade"), [(WEIGHTS, "exact"), (RAGGED, "finite")])

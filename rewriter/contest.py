@@ -1,0 +1,155 @@
+"""The choice over the whole model: sets of rewrites timed against the original and each other, on fresh data each time.
+
+It begins with all that was faster in context.  A set one step away takes its place when it is faster by its whole
+interval; what was in doubt goes when the model is no slower without it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from rewriter.base import Pass
+from rewriter.choose import Looking
+from rewriter.model import Model
+from rewriter.moves import Move, additions, drops
+from rewriter.pareto import Variant
+from rewriter.propose import Applied
+from rewriter.rule import Settings
+from rewriter.timing import Timing
+from rewriter.whole_timing import Cost, time_whole
+
+_MOST_RIVALS = 6  # timed in one run
+_FINALISTS = 3  # of them that get a second, longer look
+_HALF_WIDTH = 0.01
+_BLOCK_SECONDS = 0.05  # shorter than of the last timing: many sets are looked at
+_CLEAR = 1.003  # a speed-up over the best so far that is worth more rewrites
+
+
+@dataclass(frozen=True)
+class Won:
+    """The best set, and all models that were timed on the way."""
+
+    best: Move
+    variants: tuple[Variant, ...]
+
+
+def contest(
+    model: Model,
+    first: Move,
+    rules: Mapping[str, Pass],
+    settings: Mapping[str, Settings],
+    looking: Looking,
+    until: float,
+) -> Won:
+    """From `first` to better sets, one step at a time, up to `until`, a time of `time.perf_counter`.
+
+    `first` may have no rewrites.  What comes out was faster here, which its selection flatters: time it once more.
+    """
+    best = first
+    variants: dict[str, Variant] = {}
+    tried = {best.identity, frozenset()}
+    cost: Cost | None = None
+    for turn in range(1, 1 + len(rules) * 2):  # steps that go back and forth come to an end
+        if looking.patience.until(until) <= 0:
+            break
+        waiting = [move for move in _steps(model, best, rules, settings, looking) if move.identity not in tried]
+        if not waiting:
+            break
+        cost = cost or Cost.of(model, looking.inputs, looking.options, _BLOCK_SECONDS)
+        moved = False
+        while waiting and not moved:
+            room = cost.sessions(looking.patience.until(until)) - 2 - bool(best.applied)
+            rivals, waiting = waiting[: min(room, _MOST_RIVALS)], waiting[max(0, min(room, _MOST_RIVALS)) :]
+            if room < 1:
+                return Won(best, tuple(variants.values()))
+            tried |= {move.identity for move in rivals}
+            best, moved = _round(model, best, rivals, looking, until, cost, turn, variants)
+    return Won(best, tuple(variants.values()))
+
+
+def _steps(
+    model: Model, best: Move, rules: Mapping[str, Pass], settings: Mapping[str, Settings], looking: Looking
+) -> list[Move]:
+    """All sets one step away: without what is in doubt, then more of each pass, then less of each."""
+    looking.progress("looking for other sets of rewrites", 0, 0)
+    without = drops(model, best, looking)
+    return [
+        *(move for move in without if move.doubted),
+        *additions(best, rules, settings, looking),
+        *(move for move in without if not move.doubted),
+    ]
+
+
+def _round(
+    model: Model,
+    best: Move,
+    rivals: Sequence[Move],
+    looking: Looking,
+    until: float,
+    cost: Cost,
+    turn: int,
+    variants: dict[str, Variant],
+) -> tuple[Move, bool]:
+    """The best of all after one look, or two; and whether it is another one than before."""
+
+    def look(moves: Sequence[Move], number: int) -> list[tuple[Move, Timing]]:
+        shown = [best, *moves] if best.applied else list(moves)
+        seconds = min(looking.patience.until(until), number * cost.seconds(2 + len(shown)))
+        timings = time_whole(
+            model,
+            [move.model for move in shown],
+            looking,
+            seconds,
+            block_seconds=_BLOCK_SECONDS,
+            half_width=_HALF_WIDTH,
+            seed=2 * turn + number,
+            until_stopped=True,
+        )
+        found = list(zip(shown, timings, strict=True))
+        variants.update({move.name: _variant(move, timing) for move, timing in found})
+        return found
+
+    timed = look(rivals, 1)
+    if len(rivals) > _FINALISTS and cost.sessions(looking.patience.until(until)) >= _FINALISTS + 3:
+        promising = sorted((pair for pair in timed if pair[0] is not best), key=lambda pair: -pair[1].speedup)
+        timed = look([move for move, _ in promising[:_FINALISTS]], 2)
+    if looking.patience.stopped:
+        return best, False
+    mine = next((timing.speedup for move, timing in timed if move is best), 1.0)
+    better = [(move, timing) for move, timing in timed if move is not best and _beats(move, timing, mine)]
+    if not better:
+        return best, False
+    won, timing = max(better, key=lambda pair: pair[1].speedup)
+    return replace(won, applied=_explained(best, won, timing)), True
+
+
+def _beats(rival: Move, timing: Timing, mine: float) -> bool:
+    if timing.interval is None:
+        return False
+    if rival.doubted:
+        return timing.speedup >= mine
+    return timing.interval[0] > mine and timing.speedup > _CLEAR * mine
+
+
+def _explained(best: Move, won: Move, timing: Timing) -> tuple[Applied, ...]:
+    """The rewrites, the new ones with what was measured of them together."""
+    known = {id(done) for done in best.applied}
+    new = [done for done in won.applied if id(done) not in known]
+    if won.fewer or not new or timing.interval is None:
+        return won.applied
+    low, high = timing.interval
+    why = f"{timing.speedup:.2f}x ({low:.2f} to {high:.2f}) as a whole, with {len(won.applied) - 1} others"
+    return tuple(replace(done, why=why, sure=True) if id(done) not in known else done for done in won.applied)
+
+
+def _variant(move: Move, timing: Timing) -> Variant:
+    return Variant(
+        name=move.name,
+        rewrites=len(move.applied),
+        ms=timing.after_ms,
+        speedup=timing.speedup,
+        interval=timing.interval,
+        bytes=move.model.size,
+        peak_mib=None,
+    )
