@@ -30,8 +30,8 @@ from typing import Any, Final
 import rewriter
 from benchmarks.subjects import Plan, Subject, plans, subjects
 from models.write import write_model
-from rewriter.api import Result
 from rewriter.registry import all_passes
+from rewriter.result import Result
 
 ROOT: Final = Path(__file__).resolve().parents[1]
 RESULTS: Final = ROOT / "benchmarks" / "results" / "campaign.json"

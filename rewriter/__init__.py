@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from rewriter.affine import read_pad as read_pad
     from rewriter.aligning import Alignment as Alignment
     from rewriter.aligning import aligned_concats as aligned_concats
-    from rewriter.api import Result as Result
     from rewriter.api import audit as audit
     from rewriter.api import bench as bench
     from rewriter.api import certify as certify
@@ -108,6 +107,7 @@ if TYPE_CHECKING:
     from rewriter.relabelling import Relabelled as Relabelled
     from rewriter.relabelling import relabel as relabel
     from rewriter.repeating import repeat_channels as repeat_channels
+    from rewriter.result import Result as Result
     from rewriter.rewired import emit_wiring as emit_wiring
     from rewriter.rewiring import Wiring as Wiring
     from rewriter.rewiring import wiring_of as wiring_of
@@ -150,7 +150,7 @@ if TYPE_CHECKING:
 _HOME = {
     "aligning": "Alignment aligned_concats",
     "affine": "AFFINE data_operand read_affine read_pad",
-    "api": "Result audit bench certify cross_audit draw_channels inspect inspect_channels load_samples optimize replay "
+    "api": "audit bench certify cross_audit draw_channels inspect inspect_channels load_samples optimize replay "
     "reproduce rewrite",
     "absorb": "Consumer emit_consumer find_consumer",
     "base": "Pass",
@@ -184,6 +184,7 @@ _HOME = {
     "pieces": "Taken read_everything take_pieces",
     "proof": "Layout prove",
     "relabelling": "Emit Names Relabelled relabel",
+    "result": "Result",
     "rewiring": "Wiring wiring_of wirings",
     "rewired": "emit_wiring",
     "rewiring_plan": "Plan plan_wiring",

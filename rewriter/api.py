@@ -9,21 +9,20 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import replace
 from pathlib import Path
 
 import onnx
 
-from rewriter import certificate, engine, equivalence, saving, timing
+from rewriter import certificate, engine, equivalence, timing
 from rewriter.certificate import Certificate, Replay
 from rewriter.channel_picture import channel_picture
 from rewriter.channel_survey import ChannelSurvey, survey_channels
 from rewriter.data_loader import samples_of_script
-from rewriter.engine import Outcome, Progress, Refused, quiet
+from rewriter.engine import Progress, quiet
 from rewriter.equivalence import Audit, CrossAudit
 from rewriter.equivalence.records import audit_options
-from rewriter.errors import BadInput, Different, NotVerified
+from rewriter.errors import BadInput
 from rewriter.feeds import check_names, check_samples, representative
 from rewriter.graph import Graph
 from rewriter.model import Model
@@ -31,18 +30,9 @@ from rewriter.objective import OBJECTIVES, USUAL_BATCH, Objective
 from rewriter.options import Feeds, RunOptions, check_several
 from rewriter.patience import Stop, never
 from rewriter.propose import Step
-from rewriter.provenance import stamp
 from rewriter.registry import all_passes, pass_named
-from rewriter.report.record import (
-    Report,
-    attempt_record,
-    environment,
-    file_record,
-    kernel_records,
-    timing_record,
-    variant_records,
-)
 from rewriter.repro import Repro, write_repro
+from rewriter.result import Result, result_of
 from rewriter.rule import Settings
 from rewriter.samples import Samples, samples_in_file, samples_in_folder
 from rewriter.session import Runtime, require_provider
@@ -51,67 +41,6 @@ from rewriter.timing import Contender, Latency, Timing
 from rewriter.tuning import Memory, Store, default_path, environment_of
 
 Source = str | Path | bytes | onnx.ModelProto
-
-
-@dataclass(frozen=True)
-class Result:
-    """A rewritten model, the report on it, and what it was made from."""
-
-    rewritten: Model
-    report: Report
-    source: Model
-    options: RunOptions = RunOptions()  # noqa: RUF009 - frozen
-    refused: Refused | None = None
-    """What did not pass, if something did not: with all rewrites in it, some of which may be kept."""
-
-    @cached_property
-    def model(self) -> onnx.ModelProto:
-        """The result as a ModelProto of its own; external tensors stay references to their files."""
-        return self.rewritten.to_proto()
-
-    @property
-    def changed(self) -> bool:
-        """Whether anything was rewritten."""
-        return self.report.changed
-
-    @cached_property
-    def certificate(self) -> Certificate:
-        """The certificate of the model against its source; see `certify`."""
-        return self.certify()
-
-    def certify(self, progress: Progress = quiet) -> Certificate:
-        """A certificate that whoever has the two files can replay, with an audit of exactly these files.
-
-        One is made for it where the report's cannot be made again from the files.  Raises as `save`.
-        """
-        self._check_accepted("there is no certificate")
-        return certificate.certify(self.source, self.rewritten, self.options, self.report.audit, progress)
-
-    def reproduce(self, folder: str | Path, progress: Progress = quiet) -> Repro:
-        """Show in a new folder what did not pass: two small models, inputs, and the command; nothing where all did.
-
-        Raises BadInput when the folder is not empty or cannot be written.
-        """
-        if self.refused is None:
-            return Repro(None, "", "There is nothing to reproduce: no rewrite was refused.")
-        return write_repro(
-            Path(folder), self.source, self.refused.model, self.refused.audit, self.options, progress=progress
-        )
-
-    def save(self, out: str | Path) -> None:
-        """Write the model atomically, its external data beside it.
-
-        Raises Different or NotVerified when the report's verdict is not one that may be written, BadInput when the
-        place cannot be written.
-        """
-        self._check_accepted("nothing was written")
-        saving.save(self.rewritten, Path(out))
-
-    def _check_accepted(self, what: str) -> None:
-        if self.report.verdict == "different":
-            raise Different(f"{what}: {self.report.reason}")
-        if not self.report.accepted:
-            raise NotVerified(f"{what}: {self.report.reason}")
 
 
 def optimize(
@@ -148,7 +77,7 @@ def optimize(
     _check_data(source, options)
     memory = None if records is False else _memory(records, options.runtime)
     outcome = engine.optimize(source, rules, {}, options, budget, progress, memory, objective=objective, stop=stop)
-    return _result("optimize", source, outcome, options, begin, stamped, objective)
+    return result_of("optimize", source, outcome, options, begin, stamped, objective)
 
 
 def _for_objective(objective: Objective, options: RunOptions) -> RunOptions:
@@ -194,7 +123,7 @@ def rewrite(
     source = Model.load(model)
     _check_data(source, options)
     outcome = engine.rewrite(source, steps, options, progress)
-    return _result("rewrite", source, outcome, options, begin, stamped)
+    return result_of("rewrite", source, outcome, options, begin, stamped)
 
 
 def inspect(model: Source, options: RunOptions = RunOptions()) -> list[Site]:  # noqa: B008 - frozen
@@ -385,46 +314,3 @@ def check_runtime(runtime: object) -> None:
 def _contender(model: Model, number: int) -> Contender:
     name = model.path.name if model.path else f"model {number + 1}"
     return Contender(name, model.path or model.to_bytes(), model.folder)
-
-
-def _result(
-    command: str,
-    source: Model,
-    outcome: Outcome,
-    options: RunOptions,
-    begin: float,
-    stamped: bool,
-    objective: Objective = "latency",
-) -> Result:
-    if outcome.changed and stamped:
-        passes = [attempt.pass_name for attempt in outcome.attempts if attempt.outcome == "accepted"]
-        outcome = replace(outcome, model=stamp(outcome.model, passes, source))
-    report = _report(command, source, outcome, options, begin, objective)
-    return Result(outcome.model, report, source, options, outcome.refused)
-
-
-def _report(
-    command: str, source: Model, outcome: Outcome, options: RunOptions, begin: float, objective: Objective
-) -> Report:
-    inputs = outcome.inputs
-    return Report(
-        command=command,
-        verdict=outcome.verdict,
-        grade=outcome.grade,
-        reason=outcome.reason,
-        changed=outcome.changed,
-        attempts=tuple(attempt_record(attempt) for attempt in outcome.attempts),
-        timing=None if outcome.timing is None else timing_record(outcome.timing),
-        audit=outcome.audit,
-        before=file_record(source, source.path),
-        after=file_record(outcome.model, None),
-        inputs={} if inputs is None else inputs.shapes,
-        chosen_shapes={} if inputs is None else dict(inputs.chosen),
-        environment=environment(options.runtime),
-        notes=outcome.notes,
-        kernels=() if outcome.kernels is None else kernel_records(*outcome.kernels),
-        variants=variant_records(outcome.variants),
-        objective=objective,
-        items_per_run=1 if inputs is None else inputs.batch,
-        seconds=round(time.perf_counter() - begin, 3),
-    )

@@ -25,7 +25,7 @@ from rewriter.errors import BadInput, NotVerified
 from rewriter.visible import visible
 
 if TYPE_CHECKING:
-    from rewriter.api import Result
+    from rewriter.result import Result
     from rewriter.session import Runtime
 
 CODES: Final = {

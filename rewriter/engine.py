@@ -54,6 +54,9 @@ _ALL: Mapping[Objective, str] = {
 """What the set of rewrites is called that each by itself serve the objective."""
 
 
+_INTERRUPTED = "Interrupted: the search ended before its time; with more of it there may be more to gain."
+
+
 @dataclass(frozen=True)
 class Refused:
     """A rewritten model that did not pass, and the audit that says why."""
@@ -225,7 +228,8 @@ def optimize(
     attempts = _settled(first, best, attempts)
     outcome, kept = _judged(task, best.model, list(best.applied), _last_timing(task, best.model), attempts)
     outcome = replace(outcome, variants=_variants(task, best, outcome, variants))
-    return replace(outcome, notes=(*outcome.notes, *_remember(task, memory, kept, outcome)))
+    notes = (_INTERRUPTED,) if patience.stopped else ()
+    return replace(outcome, notes=(*outcome.notes, *notes, *_remember(task, memory, kept, outcome)))
 
 
 def _found(task: Task) -> Found:

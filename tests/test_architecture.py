@@ -27,6 +27,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"cli_show"}),
     frozenset({"__init__"}),  # what `import rewriter` offers
     frozenset({"api"}),  # the functions behind it
+    frozenset({"result"}),  # what comes of it, to be saved
     frozenset({"engine"}),  # the one loop
     frozenset({"compared"}),  # whole models side by side
     frozenset({"task"}),  # what optimize was asked

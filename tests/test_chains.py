@@ -33,7 +33,7 @@ def row(convs: int, between: bool = False) -> Model:
         pointwise = between and number == convs // 2
         shape = (16, 16, 1, 1) if pointwise else (16, 16 // GROUPS, 3, 3)
         weights.append(numpy_helper.from_array(rng.standard_normal(shape).astype(np.float32), f"w{number}"))
-        attributes = {} if pointwise else {"group": GROUPS, "pads": [1] * 4}
+        attributes: dict[str, Any] = {} if pointwise else {"group": GROUPS, "pads": [1] * 4}
         nodes.append(helper.make_node("Conv", [x, f"w{number}"], [f"c{number}"], **attributes))
         nodes.append(helper.make_node("Relu", [f"c{number}"], [x := f"y{number}"]))
     values = [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1, 16, 9, 9]) for name in ("x", x)]

@@ -13,6 +13,7 @@ from rewriter.model import Model
 from rewriter.propose import Applied, Step
 from rewriter.registry import pass_named
 from rewriter.rule import Rewrite, Safety
+from rewriter.timing import Timing
 from timings import timing
 
 

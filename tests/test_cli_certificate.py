@@ -143,7 +143,7 @@ def test_the_same_from_python(folder: Path) -> None:
 
 
 def test_not_verified_is_no_certificate_either() -> None:
-    made = rewriter.api.Result.__new__(rewriter.api.Result)
+    made = rewriter.Result.__new__(rewriter.Result)
     object.__setattr__(made, "report", type("R", (), {"verdict": "not_verified", "accepted": False, "reason": "x"}))
     with pytest.raises(NotVerified, match="there is no certificate: x"):
         made.certify()

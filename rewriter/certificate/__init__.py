@@ -5,7 +5,7 @@ docs/certificate.md explains it, and docs/certificate.schema.json is its JSON Sc
 
 from __future__ import annotations
 
-from rewriter.certificate.making import certificate_of, certify, replayable
+from rewriter.certificate.making import certificate_of, certify, of_the_stamped, replayable
 from rewriter.certificate.reading import load_certificate, schema
 from rewriter.certificate.records import SCHEMA, Certificate, Request
 from rewriter.certificate.replaying import Difference, Replay, replay
@@ -19,6 +19,7 @@ __all__ = [
     "certificate_of",
     "certify",
     "load_certificate",
+    "of_the_stamped",
     "replay",
     "replayable",
     "schema",

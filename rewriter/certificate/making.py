@@ -17,7 +17,7 @@ from rewriter.exactness import processor
 from rewriter.feeds import representative
 from rewriter.model import Model
 from rewriter.options import Feeds, RunOptions
-from rewriter.provenance import tool_version, without_stamp
+from rewriter.provenance import tool_version
 from rewriter.session import Runtime
 from rewriter.wiring import used_names
 
@@ -34,11 +34,8 @@ def certify(
     """The certificate of these two models: of the audit `found`, or of one made now where that cannot be replayed.
 
     The audit of a rewrite may apply the pass to other weights (L2); whoever has only the two files cannot do that
-    again, and a certificate holds nothing else.  An audit of `after` as it was before it was stamped will do: the stamp
-    is three entries of metadata, which the auditor ignores.
+    again, and a certificate holds nothing else.
     """
-    if found is not None and found.after_sha256 == without_stamp(after).sha256:
-        found = _of_the_stamped(found, after)
     if found is None or not replayable(found, before, after):
         approximated = {} if found is None else _approximated(found, after)
         samples = _samples(found, before, options)
@@ -47,8 +44,9 @@ def certify(
     return certificate_of(found, before, after, options)
 
 
-def _of_the_stamped(found: Audit, after: Model) -> Audit:
-    deployed = None if found.deployed is None else _of_the_stamped(found.deployed, after)
+def of_the_stamped(found: Audit, after: Model) -> Audit:
+    """The audit of a model as that of `after`, which has a stamp besides: entries of metadata, which audits ignore."""
+    deployed = None if found.deployed is None else of_the_stamped(found.deployed, after)
     return found.model_copy(update={"after_sha256": after.sha256, "deployed": deployed})
 
 

@@ -12,10 +12,10 @@ import rewriter
 from funnel import Sizes, check, declines
 from programs import program
 from rewriter import Safety
+from rewriter.candidates import candidates
 from rewriter.graph import Graph
 from rewriter.model import Model
 from rewriter.registry import pass_named
-from rewriter.candidates import candidates
 
 PASS = "expand-gate"
 SE = "g = GlobalAveragePool (c) r = Conv (g, d, e) a = Relu (r) u = Conv (a, f) s = Sigmoid (u) m = Mul (c, s) "
