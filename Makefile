@@ -83,9 +83,10 @@ third-party: $(READY) ## audit what five other optimizers make of the exported m
 	$(BIN)/python -m benchmarks.third_party $(ARGS)
 	$(BIN)/python -m benchmarks.third_party_page
 
-peers: $(READY) ## the same models through other tools and OpenVINO, timed beside this one (takes hours)
+peers: $(READY) ## the zoo through other tools and OpenVINO, timed beside this one, into docs/peers.md (70 minutes; ARGS=--resume goes on)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[peers]'
 	$(BIN)/python -m benchmarks.peers $(ARGS)
+	$(BIN)/python -m benchmarks.peers_page
 
 wheel-test: $(READY) ## build the wheel, install it in a clean environment, use it from an empty folder
 	$(BIN)/python -m pytest tests/test_wheel.py -m 'wheel or not wheel' $(ARGS)

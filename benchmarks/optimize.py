@@ -12,7 +12,9 @@ import argparse
 import json
 import sys
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import rewriter
 from models.zoo.refill import zoo_model
@@ -53,34 +55,35 @@ def main() -> None:
     for name in arguments.names:
         report = rewriter.optimize(zoo_model(name), options, budget=arguments.budget, records=False).report
         environment = report.environment
-        rows.append(_row(name, report))
+        rows.append(row(name, report.to_dict()))
         RESULTS.parent.mkdir(exist_ok=True)
         RESULTS.write_text(json.dumps({"environment": environment, "models": rows}, indent=2) + "\n")
         sys.stdout.write(_line(name, report) + "\n")
         sys.stdout.flush()
 
 
-def _row(name: str, report: Report) -> dict[str, object]:
-    timing = report.timing
-    kept = Counter(f"{entry.pass_name}: {entry.summary}" for entry in report.attempts if entry.outcome == "accepted")
+def row(name: str, report: Mapping[str, Any]) -> dict[str, object]:
+    """What is kept of a report, given as the plain JSON that `--report` writes."""
+    timing, before, after = report["timing"], report["before"], report["after"]
+    kept = Counter(f"{one['pass']}: {one['summary']}" for one in report["attempts"] if one["outcome"] == "accepted")
     return {
         "model": name,
-        "changed": report.changed,
-        "verdict": report.verdict,
-        "grade": report.grade,
-        "reason": report.reason,
+        "changed": report["changed"],
+        "verdict": report["verdict"],
+        "grade": report["grade"],
+        "reason": report["reason"],
         "rewrites": sum(kept.values()),
         "kept": dict(kept),
-        "speedup": timing.speedup if timing else None,
-        "interval": timing.interval if timing else None,
-        "before_ms": timing.before_ms if timing else None,
-        "after_ms": timing.after_ms if timing else None,
-        "smallest_effect": timing.smallest_effect if timing else None,
-        "nodes": [report.before.nodes, report.after.nodes],
-        "ops_before": report.before.ops,
-        "ops_after": report.after.ops,
-        "threads": timing.threads if timing else None,
-        "seconds": report.seconds,
+        "speedup": timing["speedup"] if timing else None,
+        "interval": timing["interval"] if timing else None,
+        "before_ms": timing["before_ms"] if timing else None,
+        "after_ms": timing["after_ms"] if timing else None,
+        "smallest_effect": timing["smallest_effect"] if timing else None,
+        "nodes": [before["nodes"], after["nodes"]],
+        "ops_before": before["ops"],
+        "ops_after": after["ops"],
+        "threads": timing["threads"] if timing else None,
+        "seconds": report["seconds"],
     }
 
 

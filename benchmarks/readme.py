@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks import cuda_table
+from benchmarks import cuda_table, peers_table
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -37,16 +37,8 @@ def main() -> int:
 
 def section() -> str:
     """The tables as Markdown."""
-    models = json.loads((RESULTS / "optimize.json").read_text())
     engine = json.loads((RESULTS / "engine.json").read_text())
-    facts = models["environment"]
-    where = (
-        f"{facts['processor']}, {facts['cores']} cores, ONNX Runtime {facts['onnxruntime']}, "
-        f"Python {facts['python']}. A shared machine: read the ratios."
-    )
-    lines = [where, "", "| model | rewrites | speed-up over plain ONNX Runtime | verdict | search, timing and audit |"]
-    lines.append("|---|---|---|---|---|")
-    lines += [_model(row) for row in models["models"]]
+    lines = _models()
     lines += ["", *_components(json.loads((RESULTS / "components.json").read_text()))]
     lines += [
         "",
@@ -62,6 +54,24 @@ def section() -> str:
     cuda = RESULTS / "cuda.json"
     lines += ["", *cuda_table.section(json.loads(cuda.read_text()) if cuda.exists() else None)]
     return "\n".join(lines)
+
+
+def _models() -> list[str]:
+    """What is gained on real models: beside other tools where that was measured, else by itself."""
+    peers = RESULTS / "peers.json"
+    if peers.exists():
+        found = json.loads(peers.read_text(encoding="utf-8"))
+        return [_where(found["environment"]), "", *peers_table.section(found)]
+    models = json.loads((RESULTS / "optimize.json").read_text())
+    heading = "| model | rewrites | speed-up over plain ONNX Runtime | verdict | search, timing and audit |"
+    return [_where(models["environment"]), "", heading, "|---|---|---|---|---|", *map(_model, models["models"])]
+
+
+def _where(facts: dict[str, str]) -> str:
+    return (
+        f"{facts['processor']}, {facts['cores']} cores, ONNX Runtime {facts['onnxruntime']}, "
+        f"Python {facts['python']}. A shared machine: read the ratios."
+    )
 
 
 def _model(row: dict[str, object]) -> str:

@@ -43,6 +43,8 @@ _CONTEST_UNTIL = 0.72
 """Part of it that is spent when sets of rewrites have been timed on the whole model; the rest is for the last timing of
 the best one and for the audit."""
 _TIMING_SHARE, _MOST_TIMING = 0.15, 20.0  # of the last timing; seconds, unless the pairs for an interval take longer
+_LONGER, _FINER = 1.3, 0.01  # times as long, and the half-width asked of a second one
+_AUDIT_SHARE = 0.05  # of the budget at least, to be left for the audit then
 
 
 _ALL: Mapping[Objective, str] = {
@@ -245,10 +247,18 @@ def _found(task: Task) -> Found:
 
 
 def _last_timing(task: Task, current: Model) -> Timing:
-    """The model against the original on fresh data, for at least as long as the pairs for an interval take."""
+    """The model against the original on fresh data, for at least as long as the pairs for an interval take.
+
+    Where that shows no effect though the interval is above 1, the control was restless: once more, and longer, if the
+    budget allows.
+    """
     seconds = min(_MOST_TIMING, _TIMING_SHARE * task.patience.budget)
-    least = Cost.of(task.model, task.looking.inputs, task.options).seconds(3)
-    return time_whole(task.model, [current], task.looking, max(seconds, least))[0]
+    seconds = max(seconds, Cost.of(task.model, task.looking.inputs, task.options).seconds(3))
+    timing = time_whole(task.model, [current], task.looking, seconds)[0]
+    restless = timing.verdict == "NOISE" and timing.interval is not None and timing.interval[0] > 1
+    if restless and task.patience.left > _LONGER * seconds + _AUDIT_SHARE * task.patience.budget:
+        timing = time_whole(task.model, [current], task.looking, _LONGER * seconds, half_width=_FINER, seed=1)[0]
+    return timing
 
 
 def _settled(first: Move, best: Move, attempts: Sequence[Attempt]) -> list[Attempt]:

@@ -59,6 +59,10 @@ class Findings:
         seen = self._seen.get((name, start), [])
         return next((timing for known, timing in seen if dict(known) == dict(settings)), None)
 
+    def knows(self, start: str) -> bool:
+        """Whether anything was measured at the convolution that makes `start`."""
+        return any(known == start for _, known in self._seen)
+
     def usual(self) -> Mapping[str, float]:
         """Milliseconds that a pass saved at a convolution, on average over those that it was measured at."""
         saved: dict[str, list[float]] = {}

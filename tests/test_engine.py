@@ -127,6 +127,21 @@ def test_a_whole_that_is_not_faster_is_not_kept(
     assert outcomes(outcome, "regroup") == {expected}
 
 
+@pytest.mark.parametrize(("speedup", "looks"), [(1.2, 2), (1.0, 1)])
+def test_a_restless_machine_gets_a_second_look(
+    model: Model, measured: Callable[..., None], speedup: float, looks: int
+) -> None:
+    seen: list[Contender] = []
+
+    def whole(after: Contender) -> Timing:
+        seen.append(after)
+        return timing(speedup, "NOISE" if len(seen) == 1 else "FASTER")
+
+    measured(lambda _: timing(1.5, "FASTER"), whole)
+    assert run(model, REGROUP).changed == (looks == 2)
+    assert len(seen) == looks
+
+
 def test_a_likely_rewrite_is_decided_by_the_whole_model(model: Model, measured: Callable[..., None]) -> None:
     measured(lambda _: timing(1.2, "NOISE"), lambda _: timing(1.1, "FASTER"))
     assert kept(run(model, REGROUP)) == {("regroup", "stage1.block1.conv2")}
