@@ -1,12 +1,16 @@
 """Audit right rewrites by the thousand: a `different` is a false alarm.  Into benchmarks/results/right.json.
 
     python -m benchmarks.right [--cases 10000] [--first 0] [--only 'by hand: regrouped'] [--fresh] [--full 10]
+    python -m benchmarks.right --again-alarms COMMIT
 
 Case i is draw i // n of source i % n, of the n sources of tests/right_draws.py: rewrites made with NumPy alone, other
 spellings, every conversion that the passes make, padded and permuted channels, small networks.  Its inputs, beside the
 auditor's own, are of a distribution chosen by the seed.  Cases that are in build/right.jsonl are not run again, so an
 interrupted campaign goes on where it was; --fresh begins anew.  Every tenth audit has the float64 reference and L5,
 which cost a second each; --full 1 asks for them always.  The exit status is 1 on a false alarm.
+
+--again-alarms audits the false alarms of the last result again, after a change of the auditor, and no other case.  The
+result says so, and that the others were audited at COMMIT.
 """
 
 from __future__ import annotations
@@ -61,22 +65,30 @@ def main() -> int:
     parser.add_argument("--only", default="", help="one source; nothing is written")
     parser.add_argument("--fresh", action="store_true", help="forget the cases that were run before")
     parser.add_argument("--full", type=int, default=10, help="every how many cases a full audit (default 10; 0: none)")
+    parser.add_argument("--again-alarms", metavar="COMMIT", help="only the last result's false alarms, of this commit")
     arguments = parser.parse_args()
     from right_draws import sources
+
+    if arguments.again_alarms:
+        report = json.loads(RESULTS.read_text(encoding="utf-8"))
+        return _say_and_write(again(report, sources(), arguments.again_alarms), write=True)
 
     chosen = {name: draw for name, draw in sources().items() if arguments.only in ("", name)}
     if arguments.fresh:
         LOG.unlink(missing_ok=True)
     rows = [] if arguments.only else read_log()
     rows = campaign(chosen, arguments.cases, arguments.first, rows, full=arguments.full, log=not arguments.only)
-    report = summary(rows)
-    for row in rows:
-        if row["verdict"] == "different":
-            print(f"false alarm, {row['source']}, seed {row['seed']}: {row['reason']}")
+    return _say_and_write(summary(rows), write=not arguments.only)
+
+
+def _say_and_write(report: Mapping[str, Any], *, write: bool) -> int:
+    """Say what was counted, and the exit status."""
+    for row in report["false alarms"]:
+        print(f"false alarm, {row['source']}, seed {row['seed']}: {row['reason']}")
     print(", ".join(f"{name} {count}" for name, count in report["counts"].items()))
-    if not arguments.only:
+    if write:
         RESULTS.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    return int(bool(report["counts"]["rejected"]) or not rows)
+    return int(bool(report["counts"]["rejected"]) or not report["counts"]["rewrites"])
 
 
 def read_log() -> list[dict[str, Any]]:
@@ -118,6 +130,38 @@ def campaign(
             rate = new / (time.monotonic() - started)
             sys.stderr.write(f"{number + 1} of {cases}, seed {seed}: {rate:.1f} cases a second\n")
     return rows
+
+
+def again(report: Mapping[str, Any], sources: Mapping[str, Draw], commit: str) -> dict[str, Any]:
+    """The report with its false alarms audited again; "again" says what was found of each, this time and before.
+
+    Every other case has the verdict of the auditor at `commit`, which ran the campaign.
+    """
+    made: dict[str, Any] = json.loads(json.dumps(report))
+    counts, by_source = made["counts"], {row["name"]: row for row in made["rewrites"]}
+    made["commit"] = commit
+    made["false alarms"] = []
+    first = {(entry["source"], entry["seed"]): entry for entry in made.get("again", ())}
+    for old in report["false alarms"]:
+        name, seed = old["source"], old["seed"]
+        row = {"source": name, "seed": seed} | one(sources[name], name, seed, full=old["full"])
+        known = first.setdefault((name, seed), {"source": name, "seed": seed, "before": old["reason"]})
+        known["verdict"] = row["verdict"]
+        made["again"] = list(first.values())
+        if row["verdict"] == "different":
+            made["false alarms"].append(row)
+            continue
+        proven = row["verdict"] == "equivalent"
+        counts["rejected"] -= 1
+        counts["equivalent" if proven else "unproven"] += 1
+        entry = by_source[name]
+        entry["different"] -= 1
+        entry["equivalent" if proven else "unproven"] += 1
+        if proven:
+            entry["grades"] = dict(sorted((Counter(entry["grades"]) + Counter([row["grade"]])).items()))
+        else:
+            made["reasons"] = _reasons([row]) | made["reasons"]
+    return made
 
 
 def one(draw: Draw, name: str, seed: int, *, full: bool = False) -> dict[str, Any]:

@@ -111,11 +111,25 @@ def _right(right: Report) -> Iterator[str]:
             where = f"seed {alarm['seed']}, weights {alarm['weights']}, inputs {alarm['inputs']}"
             yield f"- {alarm['source']} ({where}): {alarm['reason'].partition(' First: ')[2] or alarm['reason']}"
         yield ""
+    if right.get("again"):
+        yield from _again(right)
     if right["reasons"]:
         yield "What was left unproven, and why:"
         yield ""
         for name, entry in right["reasons"].items():
             yield f"- {entry['count']} × {name} (the first: {entry['case']})"
+
+
+def _again(right: Report) -> Iterator[str]:
+    """Which cases another auditor looked at than the one that ran the campaign."""
+    done = right["again"]
+    yield f"The campaign ran with the auditor of commit {right['commit']}. It called {len(done)} `different`; these and"
+    yield "no others were audited again after the auditor was changed, and count above as what they are called now:"
+    yield ""
+    for entry in done:
+        said = entry["before"].partition(" First: ")[2] or entry["before"]
+        yield f"- {entry['source']} (seed {entry['seed']}), now `{entry['verdict']}`. It was: {said}"
+    yield ""
 
 
 def _row(cells: list[Any]) -> str:

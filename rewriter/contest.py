@@ -1,7 +1,7 @@
 """The choice over the whole model: sets of rewrites timed against the original and each other, on fresh data each time.
 
-It begins with all that was faster in context.  A set one step away takes its place when it is faster by its whole
-interval; what was in doubt goes when the model is no slower without it.
+It begins with all that was faster in context.  A set one step away takes its place when it is faster than that by its
+whole interval; what was in doubt goes when the model is no slower without it.
 """
 
 from __future__ import annotations
@@ -92,45 +92,52 @@ def _round(
     turn: int,
     variants: dict[str, Variant],
 ) -> tuple[Move, bool]:
-    """The best of all after one look, or two; and whether it is another one than before."""
-
-    def look(moves: Sequence[Move], number: int) -> list[tuple[Move, Timing]]:
-        shown = [best, *moves] if best.applied else list(moves)
-        seconds = min(looking.patience.until(until), _GENEROUS * number * cost.seconds(2 + len(shown)))
-        timings = time_whole(
-            model,
-            [move.model for move in shown],
-            looking,
-            seconds,
-            block_seconds=_BLOCK_SECONDS,
-            half_width=_HALF_WIDTH,
-            seed=2 * turn + number,
-            until_stopped=True,
-        )
-        found = list(zip(shown, timings, strict=True))
-        variants.update({move.name: _variant(move, timing) for move, timing in found})
-        return found
-
-    timed = look(rivals, 1)
-    if len(rivals) > _FINALISTS and cost.sessions(looking.patience.until(until)) >= _FINALISTS + 3:
-        promising = sorted((pair for pair in timed if pair[0] is not best), key=lambda pair: -pair[1].speedup)
-        timed = look([move for move, _ in promising[:_FINALISTS]], 2)
-    if looking.patience.stopped:
+    """The best of all after a look at each and one at the finalists; and whether it is another one than before."""
+    shown = [best, *rivals] if best.applied else list(rivals)
+    first = dict(
+        zip(shown, _look(model, shown, looking, until, _GENEROUS * cost.seconds(2 + len(shown)), turn), strict=True)
+    )
+    variants.update({move.name: _variant(move, timing) for move, timing in first.items()})
+    mine = first[best].speedup if best.applied else 1.0
+    finalists = sorted((move for move in rivals if _may_win(move, first[move], mine)), key=lambda m: -first[m].speedup)
+    finalists = finalists[: max(0, min(_FINALISTS, cost.sessions(looking.patience.until(until)) - 2))]
+    if not finalists or looking.patience.stopped:
         return best, False
-    mine = next((timing.speedup for move, timing in timed if move is best), 1.0)
-    better = [(move, timing) for move, timing in timed if move is not best and _beats(move, timing, mine)]
-    if not better:
+    # Against the best so far: the noise of the original is in neither.
+    seconds = 2 * _GENEROUS * cost.seconds(2 + len(finalists))
+    second = dict(zip(finalists, _look(best.model, finalists, looking, until, seconds, -turn), strict=True))
+    winners = [move for move in finalists if _wins(move, second[move])]
+    if not winners or looking.patience.stopped:
         return best, False
-    won, timing = max(better, key=lambda pair: pair[1].speedup)
-    return replace(won, applied=_explained(best, won, timing)), True
+    won = max(winners, key=lambda move: second[move].speedup)
+    return replace(won, applied=_explained(best, won, first[won])), True
 
 
-def _beats(rival: Move, timing: Timing, mine: float) -> bool:
+def _look(
+    against: Model, moves: Sequence[Move], looking: Looking, until: float, seconds: float, turn: int
+) -> list[Timing]:
+    return time_whole(
+        against,
+        [move.model for move in moves],
+        looking,
+        min(looking.patience.until(until), seconds),
+        block_seconds=_BLOCK_SECONDS,
+        half_width=_HALF_WIDTH,
+        seed=abs(2 * turn + (turn < 0)),
+        until_stopped=True,
+    )
+
+
+def _may_win(rival: Move, timing: Timing, mine: float) -> bool:
+    """Whether a first look lets it be better than the best so far."""
+    return timing.speedup >= mine if rival.doubted else timing.speedup > _CLEAR * mine
+
+
+def _wins(rival: Move, timing: Timing) -> bool:
+    """Whether it is better than the best so far: no slower where it only lacks what is in doubt, else surely faster."""
     if timing.interval is None:
         return False
-    if rival.doubted:
-        return timing.speedup >= mine
-    return timing.interval[0] > mine and timing.speedup > _CLEAR * mine
+    return timing.speedup >= 1 if rival.doubted else timing.interval[0] > 1
 
 
 def _explained(best: Move, won: Move, timing: Timing) -> tuple[Applied, ...]:

@@ -21,7 +21,7 @@ from rewriter.rule import Settings
 _UNKNOWN = 1e-6  # milliseconds of a pass that nothing is known of: it comes last
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Move:
     """A whole model with rewrites, all of them in order; `name` says what sets it apart."""
 

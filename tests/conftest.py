@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import math
 import os
+import sys
 from collections.abc import Iterator
 
 import hypothesis
@@ -39,6 +41,13 @@ def _cache_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("REWRITER_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(autouse=True)
+def _no_look_at_memory_beside(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`optimize` in this process starts none to measure peak memory for the report; tests of that ask for it."""
+    if "rewriter.compared" in sys.modules:
+        monkeypatch.setattr("rewriter.compared._WORTH", math.inf)
 
 
 @functools.cache

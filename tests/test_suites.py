@@ -7,25 +7,40 @@ from __future__ import annotations
 
 import json
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 
 from benchmarks import polygraphy, right, wrong
 from docs import polygraphy_page, wrong_rewrites
 from rewriter.equivalence import ladder, proving
+from rewriter.equivalence.float64 import Float64
+from rewriter.model import Model
+from rewriter.session import Runtime, open_session, run
 from right_draws import WEIGHTS, Pair, reweighted, sources
 from test_equivalence.nets import net
+from test_equivalence.rewrites import regrouped
 from test_equivalence.wrong_cases import Case, Kind
 from test_equivalence.wrong_suite import CASES, family
 from test_equivalence.wrong_values import batch_cut_off, one_ulp_in_place
 
 SOURCES = sources()
 QUICK = [name for name in SOURCES if name != "small networks"]
-KNOWN_ALARMS = {"pass: dense_rank_space -> spatial_separable"}
-"""Factors of a kernel whose products cancel, met by inputs nearly all zero: less accurate than the original."""
+KNOWN_ALARMS = {
+    "pass: dense_rank_space -> spatial_separable": [(31, False)],
+    "other spelling": [(61, True), (95, False)],
+}
+"""Where a right rewrite may be refused, and cases that are (seed, full audit): less accurate than the original.
+
+Factors of a kernel whose products cancel, met by inputs nearly all zero; a bias of zero written as a sum of biases,
+met by inputs so small that little else is in the sum.  No bound tells these from what is added and taken away in front
+of a convolution (`epsilon_added_and_taken_away`), which has to be refused.
+"""
+CANCELS = "a sum that cancels is less accurate."
 CASES_EACH = max(1, int(os.environ.get("SUITES_CASES", "260")) // len(QUICK))
 
 
@@ -70,6 +85,69 @@ def test_a_false_alarm_is_counted_and_named(monkeypatch: pytest.MonkeyPatch, tmp
     assert report["counts"] == {"rewrites": 2, "rejected": 2, "equivalent": 0, "unproven": 0, "full audits": 1}
     assert [alarm["seed"] for alarm in report["false alarms"]] == [7, 8]
     assert right.read_log() == rows
+
+
+def test_known_alarms_are_of_sums_that_cancel() -> None:
+    for name, cases in KNOWN_ALARMS.items():
+        for seed, full in cases:
+            row = right.one(SOURCES[name], name, seed, full=full)
+            assert (row["verdict"], row["reason"].endswith(CANCELS)) == ("different", True), row
+
+
+def test_biases_that_cancel_are_less_accurate() -> None:
+    """The models of seed 95 against float64, on inputs of 1e-5: two digits are right, of the original's seven."""
+    pair = SOURCES["other spelling"](95)
+    assert pair is not None
+    x = np.random.default_rng(0).standard_normal((2, 9, 7)).astype(np.float32) * np.float32(1e-5)
+    models = [pair.before, pair.after]
+    exact, same = (Float64(Model.load(model), ["y"])({"x": x})["y"] for model in models)
+    assert np.allclose(exact, same, rtol=1e-9, atol=0)
+    old, new = (run(open_session(model, Runtime()), {"x": x}, ["y"])["y"] for model in models)
+    errors = [float((np.abs(value - exact) / np.abs(exact)).max()) for value in (old, new)]
+    assert errors[0] < 1e-6
+    assert errors[1] > 1e-2
+
+
+@pytest.mark.parametrize("seed", [129, 134])
+def test_minus_zero_that_one_pass_drops_and_another_fills_in_as_zero(seed: int) -> None:
+    name = "pass: block_dense -> wide_groups"
+    row = right.one(SOURCES[name], name, seed)
+    assert (row["verdict"], row["grade"]) == ("equivalent", "finite"), row
+
+
+def test_alarms_are_audited_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Three rewrites were refused: one still is, one is proven now, one is left open."""
+
+    def drawn(pair: tuple[onnx.ModelProto, onnx.ModelProto], seed: int) -> Pair:
+        return Pair(*pair, {}, "as drawn", "float")
+
+    kinds = {
+        "wrong": one_ulp_in_place(),
+        "right": (net(), regrouped(net(), "t", 1)),
+        "open": CASES["doubled_at_one_batch"].make(),
+    }
+    draws = {name: partial(drawn, pair) for name, pair in kinds.items()}
+    refused = {"verdict": "different", "grade": None, "reason": "Whole. First: that.", "full": False}
+    case = {"seed": 3, "weights": "as drawn", "inputs": "0 … 1", "type": "float"}
+    first = right.summary([{"source": name, **case, **refused} for name in kinds])
+    monkeypatch.setattr(right, "RESULTS", tmp_path / "right.json")
+    right.RESULTS.write_text(json.dumps(first), encoding="utf-8")
+    monkeypatch.setattr("right_draws.sources", lambda: draws)
+    monkeypatch.setattr("sys.argv", ["right", "--again-alarms", "abc1234"])
+    assert right.main() == 1
+    found = json.loads(right.RESULTS.read_text(encoding="utf-8"))
+    assert found["counts"] == {"rewrites": 3, "rejected": 1, "equivalent": 1, "unproven": 1, "full audits": 0}
+    assert [alarm["source"] for alarm in found["false alarms"]] == ["wrong"]
+    rows = {row["name"]: (row["different"], row["equivalent"], row["unproven"]) for row in found["rewrites"]}
+    assert rows == {"open": (0, 0, 1), "right": (0, 1, 0), "wrong": (1, 0, 0)}
+    verdicts = {entry["source"]: entry["verdict"] for entry in found["again"]}
+    assert verdicts == {"wrong": "different", "right": "equivalent", "open": "approximate"}
+    assert right.main() == 1  # and what the campaign said stays
+    assert json.loads(right.RESULTS.read_text(encoding="utf-8"))["again"] == found["again"]
+    assert json.loads(right.RESULTS.read_text(encoding="utf-8"))["counts"] == found["counts"]
+    said = "\n".join(wrong_rewrites._right(found))
+    assert "with the auditor of commit abc1234. It called 3 `different`" in said
+    assert "- right (seed 3), now `equivalent`. It was: that." in said
 
 
 def test_a_campaign_goes_on_where_it_was(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -151,7 +229,9 @@ def test_the_results_are_those_of_the_suite() -> None:
     for row in wrong_rewrites.load("wrong")["kinds"]:
         assert row["verdict"] != "equivalent"
         assert not row["late"]
-    assert {alarm["source"] for alarm in wrong_rewrites.load("right")["false alarms"]} <= KNOWN_ALARMS
+    alarms = wrong_rewrites.load("right")["false alarms"]
+    assert {alarm["source"] for alarm in alarms} <= KNOWN_ALARMS.keys()
+    assert all(alarm["reason"].endswith(CANCELS) for alarm in alarms)
 
 
 def test_a_row_says_which_levels() -> None:

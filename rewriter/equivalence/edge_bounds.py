@@ -9,7 +9,7 @@ operator, the region's evaluation on absolute values gives how many units reach 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import onnx
@@ -20,7 +20,7 @@ from rewriter.equivalence.edge_feeds import is_floating, smallest_normal
 from rewriter.equivalence.forms import Floats
 from rewriter.equivalence.fused import expanded
 from rewriter.equivalence.linear import LINEAR, MOVES
-from rewriter.equivalence.numeric import observed_allowance
+from rewriter.equivalence.numeric import observed_allowance, own_terms
 from rewriter.equivalence.oracle import Oracle, OracleFailed
 from rewriter.equivalence.precision import difference, smallest_number, unit_roundoff
 from rewriter.equivalence.rounding import bound_in, convs_in, estimate, rounding_of, summed
@@ -50,6 +50,10 @@ class Bounds:
     """Whether more than is allowed refutes."""
     flushed: bool = False
     """Whether the runtime takes denormal numbers for zero, as the original shows."""
+    relative: float = 0.0
+    """What of `allowed` is the rewritten cut's rounding, as a fraction of `scale`; 0 where nothing is certified."""
+    scale: Mapping[str, Floats] = field(default_factory=dict)
+    """The original's S."""
 
 
 def bounds_of(
@@ -78,7 +82,19 @@ def bounds_of(
         return None
     one = {name: smallest_normal(value) if flushed else _smallest(value) for name, value in outputs.items()}
     allowed = {name: sum(relative) * scale[name] + (units[0][name] + units[1][name]) * one[name] for name in outputs}
-    return Bounds(allowed, allowed, flushed=flushed)
+    return Bounds(allowed, allowed, flushed=flushed, relative=relative[1], scale=scale)
+
+
+def own_explanation(after: Runner, feeds: Mapping[str, Array], name: str, error: Floats, bounds: Bounds) -> str:
+    """A sentence where terms of its own, larger than the original's, would explain an error that is not allowed."""
+    if not bounds.relative:
+        return ""
+    try:
+        own = Oracle(after.cut, absolute=True)(feeds, after.cut.weights)[name]
+    except OracleFailed:
+        return ""
+    scale = bounds.scale[name]
+    return own_terms(error - (bounds.allowed[name] - bounds.relative * scale), bounds.relative, own, scale)
 
 
 def observed_bounds(

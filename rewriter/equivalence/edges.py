@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from rewriter.constants import Array
 from rewriter.equivalence.cut import Runner
-from rewriter.equivalence.edge_bounds import Bounds, bounds_of, observed_bounds
+from rewriter.equivalence.edge_bounds import Bounds, bounds_of, observed_bounds, own_explanation
 from rewriter.equivalence.edge_feeds import denormals, is_floating, with_special, zeros
 from rewriter.equivalence.exact import Exchange
 from rewriter.equivalence.numeric import finite_weights
@@ -180,7 +180,7 @@ def _finite(exchange: Exchange, seen: Sequence[_Seen], products: int, grade: Gra
         bounds = certified or observed_bounds(
             exchange.before, exchange.after, *one.old, products, small=small, proven=grade is not None
         )
-        if _require_within(one, bounds) and not certified:
+        if _require_within(one, bounds, exchange.after) and not certified:
             flag, clause = DIFFERS, f"{one.what} give something else (there is no certified bound on it)"
         elif flag == SAME:
             flag, clause = ROUNDED, "denormal numbers give the same within rounding"
@@ -188,7 +188,7 @@ def _finite(exchange: Exchange, seen: Sequence[_Seen], products: int, grade: Gra
     return flag, clause
 
 
-def _require_within(one: _Seen, bounds: Bounds) -> bool:
+def _require_within(one: _Seen, bounds: Bounds, after: Runner) -> bool:
     """Whether an error is more than is expected; raises _Refuted where it is more than is allowed, or not finite."""
     beyond = False
     for name in _floats(one):
@@ -202,7 +202,7 @@ def _require_within(one: _Seen, bounds: Bounds) -> bool:
                 at = int(np.argmax(error - allowed))
                 off, most = (np.broadcast_to(value, error.shape).reshape(-1)[at] for value in (error, allowed))
                 text = f"Fed {one.what}, '{name}' differs by {off:.3g}, where rounding explains {most:.3g}."
-                raise _Refuted(text)
+                raise _Refuted(text + own_explanation(after, one.feeds, name, error, bounds))
     return beyond
 
 

@@ -90,7 +90,8 @@ def compare_on_activations(exchange: Exchange, captured: Sequence[Mapping[str, A
         scales, why = None, "its sums are too long for a bound in such a type"
     if not any(any_finite(value) or not value.size for values in old for value in values.values()):
         return not_applicable("L3", "Not applicable: nothing that leaves the original region is finite.")
-    mine = None if scales is None else _own_scales(after.cut, captured, scales)
+    terms = None if scales is None else _scales(after.cut, captured)[0]
+    mine = None if scales is None else _limited(terms or scales, scales)
     highest, units = 0.0, 0.0
     for run, reference in enumerate(old):
         for name, value in reference.items():
@@ -116,12 +117,14 @@ def compare_on_activations(exchange: Exchange, captured: Sequence[Mapping[str, A
                 tiny = max(_underflow(cut, each, stage, value) for cut, each, stage in sides)
                 ratio = _largest_ratio(error, allowed + tiny)
                 if not ratio <= 1:
-                    return failed(
-                        "L3",
+                    text = (
                         f"On captured activations, '{name}' differs by {error.max():.3g}, "
-                        f"{ratio:.3g} times what rounding explains.",
-                        worst=ratio,
+                        f"{ratio:.3g} times what rounding explains."
                     )
+                    if scales is not None and terms is not None:
+                        rest = error - bounds[0] * scales[run][name] - tiny
+                        text += own_terms(rest, bounds[1], terms[run][name], scales[run][name])
+                    return failed("L3", text, worst=ratio)
                 highest = max(highest, ratio)
                 if scales is not None:
                     units = max(units, _largest_ratio(error, unit * scales[run][name] + tiny))
@@ -148,15 +151,25 @@ def _scales(cut: Cut, captured: Iterable[Mapping[str, Array]]) -> tuple[list[dic
         return None, str(failure)
 
 
-def _own_scales(
-    cut: Cut, captured: Iterable[Mapping[str, Array]], scales: Sequence[Mapping[str, Floats]]
-) -> list[dict[str, Floats]]:
+def own_terms(rest: Floats, bound: float, own: Floats, original: Floats) -> str:
+    """A sentence where `bound` · `own`, which was not allowed, would explain what the original leaves: it is no excuse.
+
+    `own` and `original` are S of the rewritten and of the original region.  Empty where it would not explain it.
+    """
+    if rest.shape != own.shape or original.shape != own.shape or not (rest <= bound * own).all():
+        return ""
+    at = int(np.argmax(rest - bound * _LARGER * original))
+    most, least = (float(value.reshape(-1)[at]) for value in (own, original))
+    size = f"{most / least:.3g} times as large as" if least else "larger than"
+    return f" Its own terms are {size} the original's there, and would explain it: a sum that cancels is less accurate."
+
+
+def _limited(found: Sequence[Mapping[str, Floats]], scales: Sequence[Mapping[str, Floats]]) -> list[dict[str, Floats]]:
     """S of the rewritten region, which sums other terms: but no more than so many times the original's.
 
     What makes large terms that cancel is less accurate than the original, and must not be excused by its own size.
     """
-    found, _ = _scales(cut, captured)
-    sides = zip(found or scales, scales, strict=True)
+    sides = zip(found, scales, strict=True)
 
     def limited(new: Floats, old: Floats) -> Floats:
         return (

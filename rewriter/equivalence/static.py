@@ -54,7 +54,7 @@ def compare_static(region: Region, pairs: Sequence[tuple[Side, Side]], operators
     """Compare a region under each of the bindings that `pairs` were made with.
 
     Where no operator changed, no weights were combined either, and a difference is not rounding: constants must be
-    bitwise the same (0.0 and -0.0 are not), unless they give the same effective weights without any error.
+    the same bits (0.0 and a kernel's -0.0 aside), unless they give the same effective weights without any error.
     """
     tally, offsets = Tally(), _Offsets()
     known: dict[bytes, Tally] = {}
@@ -75,7 +75,7 @@ def compare_static(region: Region, pairs: Sequence[tuple[Side, Side]], operators
     wrong = next((pair for pair in changed or () if _is_wrong(pair, rounded=rounded)), None)
     if wrong is not None:
         return StaticResult(failed("L1", unexplained(wrong)))
-    zeros = tally.inserted + tally.dropped
+    zeros = tally.inserted + tally.dropped + tally.cleared
     grade: Grade = "rounding" if merged else "finite" if zeros or tally.skipped else "exact"
     detail = {
         "exact": "The effective weights are the same bit for bit.",
@@ -89,7 +89,7 @@ def compare_static(region: Region, pairs: Sequence[tuple[Side, Side]], operators
 
 def _is_wrong(pair: Changed, *, rounded: bool) -> bool:
     """Whether a constant differs in a way that nothing explains where no operator changed, moving values aside."""
-    return pair.only_signs_of_zero or (rounded and not pair.same_values)
+    return (pair.only_signs_of_zero and not pair.cleared) or (rounded and not pair.same_values)
 
 
 @dataclass

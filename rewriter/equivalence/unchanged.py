@@ -7,12 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 
 from rewriter.constants import Array, constant
+from rewriter.equivalence.fused import is_conv, is_transposed
 from rewriter.equivalence.operators import Operators
 from rewriter.equivalence.regions import Region, Side
+
+_KERNEL: Final = 1  # which input of a convolution
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,6 +27,8 @@ class Changed:
     values: tuple[Array, Array]
     initializers: tuple[str, ...] = ()
     """The first model's initializers that it is computed of, where it is none itself."""
+    kernel: bool = False
+    """Whether nothing but convolutions reads it, as their weight."""
 
     def __str__(self) -> str:
         old, new = self.values
@@ -56,6 +62,15 @@ class Changed:
         old, new = self.values
         return bool(old.dtype == new.dtype and np.array_equal(old, new))
 
+    @property
+    def cleared(self) -> bool:
+        """Whether zeros of a kernel lost their minus sign, and nothing else differs.
+
+        So does what is dropped as a zero and filled in again: for finite inputs only a sum of zeros has another sign.
+        """
+        old, new = self.values
+        return self.kernel and self.only_signs_of_zero and not bool((np.signbit(new) & ~np.signbit(old)).any())
+
 
 def unexplained(changed: Changed) -> str:
     """The sentence that refutes, where no operator and nothing else changed that could make up for it."""
@@ -71,20 +86,20 @@ def naming(reason: str, changed: Sequence[Changed]) -> str:
 
 def changed_constants(region: Region, before: Side, after: Side, operators: Operators) -> list[Changed] | None:
     """The constants that differ, when nothing but constants does; None when an operator or the wiring differs."""
-    todo = [(name, name) for name in region.outputs]
+    todo = [((name, name), False) for name in region.outputs]
     seen: set[tuple[str, str]] = set()
-    changed: list[Changed] = []
+    constants: dict[tuple[str, str], bool] = {}
     while todo:
-        pair = todo.pop()
-        if pair in seen:
-            continue
-        seen.add(pair)
+        pair, kernel = todo.pop()
         old, new = pair
         if before.constant(old) or after.constant(new):
             if not (before.constant(old) and after.constant(new)):
                 return None
-            changed.extend(_compared(pair, before, after))
+            constants[pair] = kernel and constants.get(pair, True)
             continue
+        if pair in seen:
+            continue
+        seen.add(pair)
         if old in region.inputs or new in region.inputs or not (old and new):
             if old != new:
                 return None
@@ -96,18 +111,20 @@ def changed_constants(region: Region, before: Side, after: Side, operators: Oper
         same_place = list(a.output).index(old) == list(b.output).index(new)
         if not same_place or len(a.input) != len(b.input) or not operators.same(a, b):
             return None
-        todo.extend(zip(a.input, b.input, strict=True))
-    return changed
+        convolves = is_conv(a, before.functions) or is_transposed(a, before.functions)
+        operands = zip(a.input, b.input, strict=True)
+        todo.extend((names, convolves and place == _KERNEL) for place, names in enumerate(operands))
+    return [found for names, kernel in constants.items() for found in _compared(names, before, after, kernel=kernel)]
 
 
-def _compared(names: tuple[str, str], before: Side, after: Side) -> list[Changed]:
+def _compared(names: tuple[str, str], before: Side, after: Side, *, kernel: bool) -> list[Changed]:
     old, new = constant(before.model, names[0]), constant(after.model, names[1])
     assert old is not None and new is not None
     if "f" not in str(old.dtype) and "f" not in str(new.dtype):  # shapes and indices: the effective weights tell
         return []
     if (old.dtype, old.shape) == (new.dtype, new.shape) and np.array_equal(_bits(old), _bits(new)):
         return []
-    return [Changed(names, (old, new), _initializers(before, names[0]))]
+    return [Changed(names, (old, new), _initializers(before, names[0]), kernel)]
 
 
 def _initializers(side: Side, name: str) -> tuple[str, ...]:

@@ -7,12 +7,13 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
+from rewriter.equivalence.unchanged import Changed
 from rewriter.errors import BadInput
 from rewriter.shapes import Shape
 from test_equivalence.models import UNSURE, W, conv, documented, info, model, node, random
-from test_equivalence.nets import Array, audited, by_name_only
+from test_equivalence.nets import Array, audited, by_name_only, caught
 
 # Functions, overloads, operator sets
 
@@ -152,6 +153,60 @@ def test_a_power_of_two_moved_between_constants_is_exact() -> None:
 
 def test_the_sign_of_a_zero_is_a_difference() -> None:
     assert audited(scaled(W, 0.0), scaled(W, -0.0)).verdict == "different"
+    assert audited(scaled(W, -0.0), scaled(W, 0.0)).verdict == "different"
+
+
+def with_zero(zero: float, operator: str = "Conv", *others: onnx.NodeProto) -> onnx.ModelProto:
+    """A convolution of a weight whose second row is this zero; `w` and `t` are for others to read."""
+    weight = random(4, 4, 1, 1)
+    weight[1] = zero
+    nodes = [node(operator, ["x", "w"], ["t" if others else "y"]), *others]
+    return model(nodes, [info("x", [1, 4, 3, 3])], [info("y", None)], {"w": weight})
+
+
+@pytest.mark.parametrize("operator", ["Conv", "ConvTranspose"])
+def test_a_zero_of_a_kernel_may_lose_its_minus_sign(operator: str) -> None:
+    """A pass drops it as a zero, another one fills in 0.0; only a sum of zeros has another sign then."""
+    result = audited(with_zero(-0.0, operator), with_zero(0.0, operator), full=True)
+    assert (result.verdict, result.grade) == ("equivalent", "finite"), result.reason
+    static = result.regions[0].level("L1")
+    assert static is not None
+    assert (static.figures["zeros"], static.figures["taps"]) == (4, 12)
+    assert audited(with_zero(0.0, operator), with_zero(-0.0, operator)).verdict == "different"
+
+
+def test_a_zero_may_not_become_minus_zero_where_operators_change_either() -> None:
+    def split(zero: float) -> onnx.ModelProto:
+        whole = with_zero(zero)
+        weight = numpy_helper.to_array(whole.graph.initializer[0])
+        nodes = [node("Conv", ["x", f"w{part}"], [f"t{part}"]) for part in "ab"]
+        nodes.append(node("Concat", ["ta", "tb"], ["y"], axis=1))
+        weights = {"wa": weight[:2], "wb": weight[2:]}
+        return model(nodes, list(whole.graph.input), list(whole.graph.output), weights)
+
+    kept, cleared, spoiled = (
+        audited(with_zero(old), split(new)) for old, new in ((-0.0, -0.0), (-0.0, 0.0), (0.0, -0.0))
+    )
+    assert (kept.verdict, kept.grade) == ("equivalent", "exact")
+    assert (cleared.verdict, cleared.grade) == ("equivalent", "finite")
+    assert (spoiled.verdict, caught(spoiled)) == ("different", "L1")
+    assert "output channel 1, input channel 0" in spoiled.reason
+    assert "0 became -0, and no weights were combined there." in spoiled.reason
+
+
+@pytest.mark.parametrize(("old", "new", "cleared"), [(-0.0, 0.0, True), (0.0, -0.0, False), (-0.0, 1.0, False)])
+def test_what_a_kernel_may_lose(old: float, new: float, cleared: bool) -> None:
+    values = np.asarray([old, -0.0, 2], np.float32), np.asarray([new, -0.0, 2], np.float32)
+    assert Changed(("w", "w"), values, kernel=True).cleared is cleared
+    assert not Changed(("w", "w"), values).cleared
+
+
+@pytest.mark.parametrize("inputs", [["t", "w"], ["w", "t"]])
+def test_no_zero_that_something_else_reads(inputs: list[str]) -> None:
+    added = node("Add", inputs, ["y"])
+    result = audited(with_zero(-0.0, "Conv", added), with_zero(0.0, "Conv", added))
+    assert (result.verdict, caught(result)) == ("different", "L1")
+    assert "No operator changed, but the constant 'w' was -0 and is 0 at element 4" in result.reason
 
 
 def test_the_weights_of_a_dead_channel_before_an_activation() -> None:

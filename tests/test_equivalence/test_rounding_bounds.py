@@ -16,7 +16,7 @@ from rewriter.equivalence import AuditOptions, cross
 from rewriter.equivalence.forms import Unsupported
 from rewriter.equivalence.inexact import is_rounding
 from rewriter.equivalence.kernels import gamma, within
-from rewriter.equivalence.numeric import _underflow, mismatch
+from rewriter.equivalence.numeric import _underflow, mismatch, own_terms
 from rewriter.equivalence.oracle import Oracle, cut_of
 from rewriter.equivalence.rounding import Rounding, bound_in, convs_in, estimate, roundings_in
 from rewriter.model import Model
@@ -191,3 +191,12 @@ def test_a_limit_that_no_draw_reaches_is_not_proven() -> None:
     nodes += [helper.make_node("Mul", [f"p{i - 1}", f"k{i}"], [f"p{i}"]) for i in range(2, 10)]
     after = model([*nodes, helper.make_node("Min", ["r", "p9"], ["y"])], {"w": weight, **factors}, [2, 4, 6, 7])
     assert audited(before, after).verdict == "approximate"
+
+
+def test_an_error_is_said_to_be_of_sums_that_cancel_only_where_these_explain_all_of_it() -> None:
+    rest, original = np.asarray([1e-6, 2e-5]), np.asarray([1.0, 1.0])
+    said = own_terms(rest, 1e-7, np.asarray([10.0, 300.0]), original)
+    assert "300 times as large as the original's" in said
+    assert own_terms(rest, 1e-7, np.asarray([9.0, 300.0]), original) == ""
+    assert "larger than the original's" in own_terms(rest, 1e-7, np.asarray([10.0, 300.0]), original * 0)
+    assert own_terms(rest, 1e-7, np.asarray([300.0]), original) == ""
