@@ -18,7 +18,7 @@ from rewriter.graph import Graph
 from rewriter.model import Model
 from rewriter.options import Feeds, RunOptions
 from rewriter.patience import Patience
-from rewriter.propose import Applied, merge, overlap
+from rewriter.propose import Applied, label, merge, overlap
 from rewriter.region import boundary, extract
 from rewriter.rule import Attempt, Outcome
 from rewriter.session import SessionFailed
@@ -33,7 +33,8 @@ _FINE_SECONDS = 0.8  # of a place that has time for a third look
 _BRIEF_SHARE = 0.3  # of a place's time, for a first look at all candidates
 _FINALISTS = 2  # candidates that share what is left of it, when the others have been sorted out by halves
 _DOUBTFUL, _FINE = 1.02, 0.01  # speed-up in the noise that earns a third look, and the half-width asked of it
-_LIKELY = 1.02  # speed-up in the noise that is worth a trial in the whole model
+_LIKELY = 1.015  # expected speed-up in the noise that is worth a trial in the whole model
+_SPREAD, _UNSURE = 0.03, 0.05  # standard deviations of log speed-ups: of a pass among places, of a brief look
 _MOVING = 32  # multiplications of a convolution in the time that one element is read and written
 BUDGET_SPENT = (
     "No time was left to measure it, besides what the timing of the whole model and the audit may take: raise --budget."
@@ -181,6 +182,7 @@ def choose(
     choices: list[Choice] = []
     attempts: list[Attempt] = []
     late: list[Place] = []
+    usual = _usual((distinct[key], found) for key, found in measured.items() if isinstance(found, list))
     for place in found:
         result = measured[place.key]
         if result is None:
@@ -193,7 +195,7 @@ def choose(
             if one.parts:  # what it says is not about the first of them alone
                 continue
             looking.findings.note(place.start, one.step.rule.name, one.step.settings, timing)
-        choice, others = _decide(place, result, distinct[place.key].start)
+        choice, others = _decide(place, result, distinct[place.key].start, usual)
         attempts += others
         choices += [choice] if choice else []
         if memory is not None:
@@ -221,12 +223,46 @@ def compatible(choices: Sequence[Choice]) -> tuple[list[Choice], list[Choice]]:
     return kept, rest
 
 
-def _decide(place: Place, timings: Sequence[Timing], measured_at: str) -> tuple[Choice | None, list[Attempt]]:
-    ranked = sorted(zip(place.candidates, timings, strict=True), key=lambda pair: -pair[1].speedup)
+def _usual(measured: Iterable[tuple[Place, Sequence[Timing]]]) -> dict[str, float]:
+    """The speed-up of a pass at all places measured, on geometric average over the best of each place."""
+    logs: dict[str, list[float]] = {}
+    for place, timings in measured:
+        best: dict[str, float] = {}
+        for one, timing in zip(place.candidates, timings, strict=True):
+            name = label(one.step)
+            best[name] = max(best.get(name, 0.0), timing.speedup)
+        for name, speedup in best.items():
+            logs.setdefault(name, []).append(math.log(speedup))
+    return {name: math.exp(sum(values) / len(values)) for name, values in logs.items()}
+
+
+def _expected(option: Applied, timing: Timing, usual: Mapping[str, float]) -> float:
+    """The speed-up measured; in the noise also what the pass usually gives, the more the wider the interval is.
+
+    The mean of two normal distributions of log speed-ups by their precisions (empirical Bayes): the measurement, and
+    places as they differ.
+    """
+    if timing.verdict == "FASTER":
+        return timing.speedup
+    low, high = timing.interval or (math.exp(-2 * _UNSURE), math.exp(2 * _UNSURE))
+    own = 1 / max(1e-6, (math.log(high / low) / 4) ** 2)  # 95 % are two standard deviations to either side
+    others = 1 / _SPREAD**2
+    mean = own * math.log(timing.speedup) + others * math.log(usual.get(label(option.step), timing.speedup))
+    return math.exp(mean / (own + others))
+
+
+def _decide(
+    place: Place, timings: Sequence[Timing], measured_at: str, usual: Mapping[str, float] | None = None
+) -> tuple[Choice | None, list[Attempt]]:
+    """The winner of a place and what becomes of the others; `usual` are speed-ups of passes at all places."""
+    expected = {
+        id(one): _expected(one, timing, usual or {}) for one, timing in zip(place.candidates, timings, strict=True)
+    }
+    ranked = sorted(zip(place.candidates, timings, strict=True), key=lambda pair: -expected[id(pair[0])])
     attempts = []
     winner: Choice | None = None
     for option, timing in ranked:
-        if winner is None and (timing.verdict == "FASTER" or timing.speedup > _LIKELY):
+        if winner is None and (timing.verdict == "FASTER" or expected[id(option)] > _LIKELY):
             winner = Choice(option, timing, measured_at)
         elif timing.speedup > 1 and winner is not None:
             better = f"{winner.applied.step.rule.name} ({winner.applied.rewrite.summary})"

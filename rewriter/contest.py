@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 
 from rewriter.base import Pass
 from rewriter.choose import Looking
@@ -20,10 +21,10 @@ from rewriter.timing import Timing
 from rewriter.whole_timing import Cost, time_whole
 
 _MOST_RIVALS = 6  # timed in one run
-_FINALISTS = 3  # of them that get a second, longer look
+_FINALISTS = 2  # of them that get a second, longer look
 _HALF_WIDTH = 0.01
 _BLOCK_SECONDS = 0.05  # shorter than of the last timing: many sets are looked at
-_GENEROUS = 1.4  # times what a look should take, on a machine that others use
+_BRIEF, _LONG = 0.6, 1.3  # times what the pairs for an interval take: a first look needs none
 _CLEAR = 1.003  # a speed-up over the best so far that is worth more rewrites
 
 
@@ -54,7 +55,8 @@ def contest(
     for turn in range(1, 1 + len(rules) * 2):  # steps that go back and forth come to an end
         if looking.patience.until(until) <= 0:
             break
-        waiting = [move for move in _steps(model, best, rules, settings, looking) if move.identity not in tried]
+        steps = _steps(model, best, rules, settings, looking, first=turn == 1)
+        waiting = [move for move in steps if move.identity not in tried]
         if not waiting:
             break
         cost = cost or Cost.of(model, looking.inputs, looking.options, _BLOCK_SECONDS)
@@ -70,14 +72,25 @@ def contest(
 
 
 def _steps(
-    model: Model, best: Move, rules: Mapping[str, Pass], settings: Mapping[str, Settings], looking: Looking
+    model: Model,
+    best: Move,
+    rules: Mapping[str, Pass],
+    settings: Mapping[str, Settings],
+    looking: Looking,
+    *,
+    first: bool,
 ) -> list[Move]:
-    """All sets one step away: without what is in doubt, then more of each pass, then less of each."""
+    """All sets one step away: without what is in doubt, then more of each pass, then less of each.
+
+    At `first` each pass alone, too: picked place by place among the noise, what only pays together is scattered.
+    """
     looking.progress("looking for other sets of rewrites", 0, 0)
     without = drops(model, best, looking)
+    more = additions(best, rules, settings, looking)
+    alone = additions(Move("", model, ()), rules, settings, looking) if best.applied and first else []
     return [
         *(move for move in without if move.doubted),
-        *additions(best, rules, settings, looking),
+        *(move for pair in zip_longest(alone, more) for move in pair if move is not None),
         *(move for move in without if not move.doubted),
     ]
 
@@ -95,7 +108,7 @@ def _round(
     """The best of all after a look at each and one at the finalists; and whether it is another one than before."""
     shown = [best, *rivals] if best.applied else list(rivals)
     first = dict(
-        zip(shown, _look(model, shown, looking, until, _GENEROUS * cost.seconds(2 + len(shown)), turn), strict=True)
+        zip(shown, _look(model, shown, looking, until, _BRIEF * cost.seconds(2 + len(shown)), turn), strict=True)
     )
     variants.update({move.name: _variant(move, timing) for move, timing in first.items()})
     mine = first[best].speedup if best.applied else 1.0
@@ -104,7 +117,7 @@ def _round(
     if not finalists or looking.patience.stopped:
         return best, False
     # Against the best so far: the noise of the original is in neither.
-    seconds = 2 * _GENEROUS * cost.seconds(2 + len(finalists))
+    seconds = _LONG * cost.seconds(2 + len(finalists))
     second = dict(zip(finalists, _look(best.model, finalists, looking, until, seconds, -turn), strict=True))
     winners = [move for move in finalists if _wins(move, second[move])]
     if not winners or looking.patience.stopped:

@@ -37,9 +37,9 @@ from rewriter.whole_timing import Cost, time_whole
 
 Progress = Callable[[str, int, int], None]
 
-_MEASURE_SHARE, _MOST_MEASURE = 0.4, 0.45
+_MEASURE_SHARE, _MOST_MEASURE = 0.35, 0.4
 """Part of the budget that goes into measuring candidates, and where more could be measured than fit into that."""
-_CONTEST_UNTIL = 0.72
+_CONTEST_UNTIL = 0.75
 """Part of it that is spent when sets of rewrites have been timed on the whole model; the rest is for the last timing of
 the best one and for the audit."""
 _TIMING_SHARE, _MOST_TIMING = 0.15, 20.0  # of the last timing; seconds, unless the pairs for an interval take longer

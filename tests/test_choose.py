@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import pytest
 
 from programs import program
-from rewriter.choose import Choice, better_half, compatible
+from rewriter.choose import Choice, _expected, better_half, compatible
 from rewriter.context import neighbourhood
 from rewriter.model import Model
 from rewriter.propose import Applied, Step
@@ -54,3 +55,16 @@ def test_the_faster_half_goes_on_two_at_least_and_nothing_that_loses() -> None:
     assert better_half(of(1.1, 1.3), range(2)) == [1, 0]
     assert better_half(of(0.8, 0.7, 0.9), range(3)) == []
     assert better_half(of(1.1, 1.3, 1.2, 1.4), [0, 2]) == [2, 0]
+
+
+def test_in_the_noise_what_a_pass_usually_gives_counts_the_more_the_wider_the_interval() -> None:
+    option = choice("y", 1, 1, frozenset()).applied
+
+    def of(speedup: float, low: float, high: float, verdict: str = "NOISE") -> float:
+        return _expected(option, replace(timing(speedup, verdict), interval=(low, high)), {"regroup": 1.1})
+
+    assert of(1.0, 0.99, 1.01) == pytest.approx(1.0, abs=0.005)
+    assert 1.0 < of(1.0, 0.99, 1.01) < of(1.0, 0.95, 1.05) < of(1.0, 0.8, 1.25) < 1.1
+    assert of(1.3, 1.2, 1.4, "FASTER") == 1.3
+    alone = replace(timing(1.2, "NOISE"), interval=None)
+    assert _expected(option, alone, {}) == pytest.approx(1.2)

@@ -281,7 +281,8 @@ def test_bench_names_the_best() -> None:
 def test_a_candidate_in_the_noise_says_how_much_noise(effect: float | None, said: str) -> None:
     measured = replace(timing("b.onnx", 1.01, "NOISE"), smallest_effect=effect)
     candidate: Any = SimpleNamespace(
-        step=SimpleNamespace(rule=SimpleNamespace(name="regroup")), rewrite=SimpleNamespace(site="y", summary="s")
+        step=SimpleNamespace(rule=SimpleNamespace(name="regroup"), settings={}),
+        rewrite=SimpleNamespace(site="y", summary="s"),
     )
     place = Place("y", (candidate,), frozenset(), (), (), onnx.ModelProto(), "key", 1)
     winner, (attempt,) = _decide(place, [measured], "y")

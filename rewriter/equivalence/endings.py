@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import onnx
 
 from rewriter.constants import attributes
-from rewriter.equivalence.forms import Unsupported
+from rewriter.equivalence.forms import Form, Unsupported
 from rewriter.equivalence.fused import Activation, ending, is_default, is_fused_conv
 from rewriter.equivalence.linear import Evaluation, Value
+from rewriter.equivalence.regions import Side
 
 _RELU = Activation("Relu")
+_PICKING = frozenset({"Split", "Slice", "Gather", "Transpose", "Reshape", "Squeeze", "Unsqueeze", "Flatten"})
+"""Without Pad, whose zeros an activation need not keep."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +35,8 @@ Ends = tuple[Activation | Joined, ...]
 def beneath(run: Evaluation, name: str) -> tuple[Ends, Value]:
     """The activations that a leaving tensor's making ends in, the last one first, and what they are taken of.
 
-    The Relu of a Relu is one Relu; the Concat of tensors that end in the same is one that ends so.  Raises as
+    The Relu of a Relu is one Relu; the Concat of tensors that end in the same is one that ends so, and so does what is
+    picked from such a tensor: an activation does the same to each element, wherever it goes.  Raises as
     `Evaluation.value`.
     """
     side = run.side
@@ -43,7 +48,13 @@ def beneath(run: Evaluation, name: str) -> tuple[Ends, Value]:
         activation = ending(side, node)
         if activation is None and is_default(node, side.functions) and node.op_type == "Concat":
             found, value = _joined(run, node)
-            return tuple(ends[:-1] if ends and ends[-1:] == list(found[:1]) == [_RELU] else ends) + found, value
+            return _on(ends, found), value
+        if activation is None and picks(side, node):
+            found, value = beneath(run, node.input[0])
+            if not found or not isinstance(value, Form):
+                break
+            others = [run.value(other) if other else None for other in node.input[1:]]
+            return _on(ends, found), run.made(node, [value, *others])[list(node.output).index(name)]
         if activation is None:
             break
         if not (ends and activation == ends[-1] == _RELU):
@@ -52,6 +63,25 @@ def beneath(run: Evaluation, name: str) -> tuple[Ends, Value]:
             return tuple(ends), run.sum_in(node)
         name = node.input[0]
     return tuple(ends), run.value(name)
+
+
+def _on(ends: Sequence[Activation | Joined], found: Ends) -> Ends:
+    """Activations of what ends in others."""
+    return tuple(ends[:-1] if ends and ends[-1:] == list(found[:1]) == [_RELU] else ends) + found
+
+
+def picks(side: Side, node: onnx.NodeProto) -> bool:
+    """Whether a node only copies elements of its first input, to places that constants say.
+
+    Not of what is joined: its pieces may end in different activations.
+    """
+    if not is_default(node, side.functions) or node.op_type not in _PICKING:
+        return False
+    if any(name and not side.constant(name) and side.bound.value(name) is None for name in node.input[1:]):
+        return False
+    maker = side.maker(node.input[0])
+    before = None if maker is None else side.model.nodes[maker]
+    return before is None or (before.op_type != "Concat" and (before.op_type not in _PICKING or picks(side, before)))
 
 
 def _joined(run: Evaluation, node: onnx.NodeProto) -> tuple[Ends, Value]:
@@ -68,7 +98,7 @@ def _joined(run: Evaluation, node: onnx.NodeProto) -> tuple[Ends, Value]:
             pieces[-1] = (pieces[-1][0] + size, ends)
         else:
             pieces.append((size, ends))
-    (value,) = run.concat(node, [value for _, value in parts])
+    (value,) = run.made(node, [value for _, value in parts])
     return (pieces[0][1] if len(pieces) == 1 else (Joined(axis, tuple(pieces)),)), value
 
 

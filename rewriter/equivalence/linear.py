@@ -207,8 +207,7 @@ class Evaluation:
         if node.op_type in SUMS and not self._is_real(node):
             raise Unsupported(f"{node.op_type} '{node.output[0]}' computes with integers, which wrap around and round")
         try:
-            handler = _HANDLERS.get(node.op_type)
-            return self._move(node, operands) if handler is None else [handler(self, node, operands)]
+            return self.made(node, operands)
         except (Unsupported, Impossible):
             raise
         except ValueError as error:  # NumPy's for shapes that do not fit
@@ -256,9 +255,10 @@ class Evaluation:
         """What a Conv node makes of an operand and a weight that are not the values of its inputs."""
         return _conv(self, node, [data, weight])
 
-    def concat(self, node: onnx.NodeProto, operands: Sequence[Value]) -> list[Value]:
-        """What the Concat makes of operands that are not the values of its inputs."""
-        return self._move(node, operands)
+    def made(self, node: onnx.NodeProto, operands: Sequence[Value | None]) -> list[Value]:
+        """What a linear node makes of operands that need not be the values of its inputs."""
+        handler = _HANDLERS.get(node.op_type)
+        return self._move(node, operands) if handler is None else [handler(self, node, operands)]
 
     def _part(self, operand: Value | None) -> Form:
         if operand is None:

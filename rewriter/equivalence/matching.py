@@ -18,6 +18,7 @@ import onnx
 
 from rewriter.constants import attributes, constant
 from rewriter.equivalence import forms
+from rewriter.equivalence.endings import picks
 from rewriter.equivalence.forms import Form, Integers, Unsupported
 from rewriter.equivalence.fused import ending, is_default
 from rewriter.equivalence.linear import Evaluation
@@ -79,12 +80,16 @@ def inner(side: Side, nodes: Sequence[int]) -> list[int]:
 
 
 def _last_joins(side: Side, nodes: Sequence[int]) -> set[int]:
-    """Concats that nothing in the region reads but such ones: activations before them are at its end (`endings`)."""
+    """Nodes that only join or pick, which nothing in the region reads but such ones.
+
+    Activations before them are at its end (`endings`).
+    """
     within, found = set(nodes), set[int]()
     for index in sorted(nodes, reverse=True):
         node = side.model.nodes[index]
         inside = within.intersection(side.readers.get(node.output[0], ())) if node.output else within
-        if node.op_type == "Concat" and is_default(node, side.functions) and inside <= found:
+        moves = picks(side, node) or (node.op_type == "Concat" and is_default(node, side.functions))
+        if moves and inside <= found:
             found.add(index)
     return found
 
