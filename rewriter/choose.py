@@ -33,8 +33,8 @@ _FINE_SECONDS = 0.8  # of a place that has time for a third look
 _BRIEF_SHARE = 0.3  # of a place's time, for a first look at all candidates
 _FINALISTS = 2  # candidates that share what is left of it, when the others have been sorted out by halves
 _DOUBTFUL, _FINE = 1.02, 0.01  # speed-up in the noise that earns a third look, and the half-width asked of it
-_LIKELY = 1.015  # expected speed-up in the noise that is worth a trial in the whole model
-_SPREAD, _UNSURE = 0.03, 0.05  # standard deviations of log speed-ups: of a pass among places, of a brief look
+_LIKELY = 1.02  # expected speed-up in the noise that is worth a trial in the whole model
+_SPREAD, _UNSURE = 0.03, 0.02  # standard deviations of log speed-ups: of a pass among places, of a brief look
 _MOVING = 32  # multiplications of a convolution in the time that one element is read and written
 BUDGET_SPENT = (
     "No time was left to measure it, besides what the timing of the whole model and the audit may take: raise --budget."

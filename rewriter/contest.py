@@ -23,7 +23,8 @@ from rewriter.whole_timing import Cost, time_whole
 _MOST_RIVALS = 6  # timed in one run
 _FINALISTS = 2  # of them that get a second, longer look
 _HALF_WIDTH = 0.01
-_BLOCK_SECONDS = 0.05  # shorter than of the last timing: many sets are looked at
+BLOCK_SECONDS = 0.05  # shorter than of the last timing: many sets are looked at
+LEAST_SESSIONS = 4  # the original twice, the best so far, and another one
 _BRIEF, _LONG = 0.6, 1.3  # times what the pairs for an interval take: a first look needs none
 _CLEAR = 1.003  # a speed-up over the best so far that is worth more rewrites
 
@@ -43,6 +44,7 @@ def contest(
     settings: Mapping[str, Settings],
     looking: Looking,
     until: float,
+    cost: Cost,
 ) -> Won:
     """From `first` to better sets, one step at a time, up to `until`, a time of `time.perf_counter`.
 
@@ -51,15 +53,13 @@ def contest(
     best = first
     variants: dict[str, Variant] = {}
     tried = {best.identity, frozenset()}
-    cost: Cost | None = None
     for turn in range(1, 1 + len(rules) * 2):  # steps that go back and forth come to an end
-        if looking.patience.until(until) <= 0:
+        if cost.sessions(looking.patience.until(until)) < LEAST_SESSIONS:
             break
         steps = _steps(model, best, rules, settings, looking, first=turn == 1)
         waiting = [move for move in steps if move.identity not in tried]
         if not waiting:
             break
-        cost = cost or Cost.of(model, looking.inputs, looking.options, _BLOCK_SECONDS)
         moved = False
         while waiting and not moved:
             room = cost.sessions(looking.patience.until(until)) - 2 - bool(best.applied)
@@ -123,7 +123,7 @@ def _round(
     if not winners or looking.patience.stopped:
         return best, False
     won = max(winners, key=lambda move: second[move].speedup)
-    return replace(won, applied=_explained(best, won, first[won])), True
+    return replace(won, applied=_explained(best, won, second[won])), True
 
 
 def _look(
@@ -134,7 +134,7 @@ def _look(
         [move.model for move in moves],
         looking,
         min(looking.patience.until(until), seconds),
-        block_seconds=_BLOCK_SECONDS,
+        block_seconds=BLOCK_SECONDS,
         half_width=_HALF_WIDTH,
         seed=abs(2 * turn + (turn < 0)),
         until_stopped=True,
@@ -154,13 +154,13 @@ def _wins(rival: Move, timing: Timing) -> bool:
 
 
 def _explained(best: Move, won: Move, timing: Timing) -> tuple[Applied, ...]:
-    """The rewrites, the new ones with what was measured of them together."""
+    """The rewrites, the new ones with what was measured of them together, against the best before."""
     known = {id(done) for done in best.applied}
     new = [done for done in won.applied if id(done) not in known]
-    if won.fewer or not new or timing.interval is None:
+    if won.fewer or timing.interval is None:
         return won.applied
     low, high = timing.interval
-    why = f"{timing.speedup:.2f}x ({low:.2f} to {high:.2f}) as a whole, with {len(won.applied) - 1} others"
+    why = f"{timing.speedup:.2f}x ({low:.2f} to {high:.2f}) in the whole model, {len(new)} of them at once"
     return tuple(replace(done, why=why, sure=True) if id(done) not in known else done for done in won.applied)
 
 

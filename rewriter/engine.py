@@ -11,7 +11,7 @@ from rewriter.base import Pass
 from rewriter.blame import Accepts, fallen, find_blame
 from rewriter.choose import Looking
 from rewriter.compared import Kernels, Last, kernels, side_by_side
-from rewriter.contest import contest
+from rewriter.contest import BLOCK_SECONDS, LEAST_SESSIONS, contest
 from rewriter.equivalence import Audit
 from rewriter.equivalence.records import Verdict
 from rewriter.errors import BadInput
@@ -20,7 +20,7 @@ from rewriter.feeds import Inputs, representative
 from rewriter.lean import leanest, smallest
 from rewriter.lifting import convs
 from rewriter.model import Model
-from rewriter.moves import Move
+from rewriter.moves import Move, drops
 from rewriter.objective import Objective
 from rewriter.options import RunOptions
 from rewriter.pareto import Variant
@@ -38,11 +38,12 @@ from rewriter.whole_timing import Cost, time_whole
 Progress = Callable[[str, int, int], None]
 
 _MEASURE_SHARE, _MOST_MEASURE = 0.35, 0.4
-"""Part of the budget that goes into measuring candidates, and where more could be measured than fit into that."""
-_CONTEST_UNTIL = 0.75
+"""Part of the budget that goes into measuring candidates, and where more could be measured than fit into that.
+
+Where the model takes too long for a contest, all of that contest's part."""
+_CONTEST_UNTIL = 0.68
 """Part of it that is spent when sets of rewrites have been timed on the whole model; the rest is for the last timing of
 the best one and for the audit."""
-_TIMING_SHARE, _MOST_TIMING = 0.15, 20.0  # of the last timing; seconds, unless the pairs for an interval take longer
 _LONGER, _FINER = 1.3, 0.01  # times as long, and the half-width asked of a second one
 _AUDIT_SHARE = 0.05  # of the budget at least, to be left for the audit then
 
@@ -215,35 +216,56 @@ def optimize(
     known = None if memory is None else _recalled(task, memory)
     if known is not None:
         return known
-    found = _found(task)
+    cost = Cost.of(model, inputs, options, BLOCK_SECONDS)
+    found = _found(task, cost)
     attempts = found.attempts + unreachable_sites(model)
     first = Move(_ALL[objective], found.model, tuple(found.applied))
-    best, variants = first, tuple[Variant, ...]()
+    best, variants, decided = first, tuple[Variant, ...](), None
     if objective in ("latency", "throughput"):
         able = allowed(rules, looking)
-        won = contest(model, first, able, settings, looking, patience.at(_CONTEST_UNTIL))
-        best, variants = won.best, won.variants
+        if _contested(task, cost):
+            won = contest(model, first, able, settings, looking, patience.at(_CONTEST_UNTIL), cost)
+            best, variants = won.best, won.variants
+        else:
+            best, decided = _of_two(task, first)
     if not best.applied:
         notes = _remember(task, memory, [], None)
         unchanged = _unchanged(model, attempts, _nothing_done(model, _none_better(objective, attempts)))
         return replace(unchanged, inputs=inputs, notes=notes)
     attempts = _settled(first, best, attempts)
-    outcome, kept = _judged(task, best.model, list(best.applied), _last_timing(task, best.model), attempts)
+    timing = _last_timing(task, best.model) if decided is None else decided
+    outcome, kept = _judged(task, best.model, list(best.applied), timing, attempts)
     outcome = replace(outcome, variants=_variants(task, best, outcome, variants))
     notes = (_INTERRUPTED,) if patience.stopped else ()
     return replace(outcome, notes=(*outcome.notes, *notes, *_remember(task, memory, kept, outcome)))
 
 
-def _found(task: Task) -> Found:
-    """The rewrites that each by itself serve the objective."""
+def _found(task: Task, cost: Cost) -> Found:
+    """The rewrites that each by itself serve the objective; `cost` is that of timing the whole model."""
     budget = task.patience.budget
     if task.objective == "size":
         return smallest(task.model, task.rules, task.settings, task.looking)
     if task.objective == "memory":
         until = task.patience.at(_CONTEST_UNTIL)
         return leanest(task.model, task.rules, task.settings, task.looking, until)
-    most = _MOST_MEASURE * budget
-    return search(task.model, task.rules, task.settings, task.looking, _MEASURE_SHARE * budget, most)
+    share, most = (_MEASURE_SHARE, _MOST_MEASURE) if _contested(task, cost) else (_CONTEST_UNTIL - 0.1, _CONTEST_UNTIL)
+    return search(task.model, task.rules, task.settings, task.looking, share * budget, most * budget)
+
+
+def _contested(task: Task, cost: Cost) -> bool:
+    """Whether there is time to let sets of rewrites compete."""
+    return cost.sessions((_CONTEST_UNTIL - _MOST_MEASURE) * task.patience.budget) > LEAST_SESSIONS
+
+
+def _of_two(task: Task, first: Move) -> tuple[Move, Timing | None]:
+    """Without a contest: the faster of all rewrites and only the sure ones, where some are not, timed in one run."""
+    sure = [move for move in drops(task.model, first, task.looking) if move.doubted]
+    if not sure:
+        return first, None
+    seconds = max(task.timing_seconds, Cost.of(task.model, task.looking.inputs, task.options).seconds(4))
+    timings = time_whole(task.model, [first.model, sure[0].model], task.looking, seconds)
+    best = max((0, 1), key=lambda number: (task.holds(timings[number]), timings[number].speedup))
+    return (first, sure[0])[best], timings[best]
 
 
 def _last_timing(task: Task, current: Model) -> Timing:
@@ -252,8 +274,7 @@ def _last_timing(task: Task, current: Model) -> Timing:
     Where that shows no effect though the interval is above 1, the control was restless: once more, and longer, if the
     budget allows.
     """
-    seconds = min(_MOST_TIMING, _TIMING_SHARE * task.patience.budget)
-    seconds = max(seconds, Cost.of(task.model, task.looking.inputs, task.options).seconds(3))
+    seconds = max(task.timing_seconds, Cost.of(task.model, task.looking.inputs, task.options).seconds(3))
     timing = time_whole(task.model, [current], task.looking, seconds)[0]
     restless = timing.verdict == "NOISE" and timing.interval is not None and timing.interval[0] > 1
     if restless and task.patience.left > _LONGER * seconds + _AUDIT_SHARE * task.patience.budget:

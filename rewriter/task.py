@@ -17,6 +17,7 @@ from rewriter.rule import Settings
 from rewriter.timing import Timing
 from rewriter.tuning import asked_digest
 
+_TIMING_SHARE, _MOST_TIMING = 0.15, 20.0  # of the budget; seconds
 _NO_SLOWER = 0.02  # how much slower a model may be by its interval, besides the noise, where speed is not the objective
 
 
@@ -45,6 +46,11 @@ class Task:
             self.rules, self.settings, self.options, self.looking.inputs.shapes, objective=self.objective
         )
         return sha256(file_digest(self.model).model_dump_json().encode()).hexdigest(), asked
+
+    @property
+    def timing_seconds(self) -> float:
+        """For the last timing of the whole model, unless the pairs for an interval take longer."""
+        return min(_MOST_TIMING, _TIMING_SHARE * self.patience.budget)
 
     def holds(self, timing: Timing) -> bool:
         """Whether a model timed so may be written: faster, or as fast where speed is not the objective."""

@@ -79,7 +79,7 @@ def test_what_gains_too_little_to_be_seen_at_each_place_is_tried_at_all_of_them(
     assert outcome.timing is not None
     assert outcome.timing.speedup == 1.06
     measured = {str(entry.details.get("measured")) for entry in outcome.attempts if entry.outcome == "accepted"}
-    assert measured == {"1.06x (1.05 to 1.07) as a whole, with 2 others"}
+    assert measured == {"1.06x (1.05 to 1.07) in the whole model, 3 of them at once"}
     assert not any(entry.outcome == "not_worth_it" and entry.pass_name == "regroup" for entry in outcome.attempts)
 
 

@@ -12,6 +12,7 @@ import pytest
 from onnx import numpy_helper
 
 import rewriter.choose
+import rewriter.engine
 import rewriter.whole_timing
 from models.resnext import ResNeXt, resnext_model
 from rewriter.base import Pass
@@ -249,7 +250,8 @@ def test_what_the_first_round_left_over_is_measured_after_it(
         now[0] = 0.0
         return optimize(two, {REGROUP.name: REGROUP}, {REGROUP.name: BLOCK}, OPTIONS, budget)
 
-    # The first round ends after 0.26 of the budget, measuring after 0.45 at most.
+    # The first round ends after 0.23 of the budget, measuring after 0.4 at most.
+    monkeypatch.setattr(rewriter.engine, "_contested", lambda *_: True)
     assert len(kept(spending(12))) == 2
     short = spending(8)
     assert len(kept(short)) == 1
