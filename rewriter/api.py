@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import onnx
@@ -26,7 +25,7 @@ from rewriter.errors import BadInput
 from rewriter.feeds import check_names, check_samples, representative
 from rewriter.graph import Graph
 from rewriter.model import Model
-from rewriter.objective import OBJECTIVES, USUAL_BATCH, Objective
+from rewriter.objective import OBJECTIVES, Objective
 from rewriter.options import Feeds, RunOptions, check_several
 from rewriter.patience import Stop, never
 from rewriter.propose import Step
@@ -71,7 +70,7 @@ def optimize(
     check_several(only, "only")
     check_several(skip, "skip")
     rules = engine.check_pass_choice(all_passes(), only, skip, options.allow)
-    options = _for_objective(objective, options)
+    _check_objective(objective, options)
     require_provider(options.runtime)
     source = Model.load(model)
     _check_data(source, options)
@@ -80,13 +79,12 @@ def optimize(
     return result_of("optimize", source, outcome, options, begin, stamped, objective)
 
 
-def _for_objective(objective: Objective, options: RunOptions) -> RunOptions:
-    """The options, with a batch where throughput needs one.  Raises BadInput for an objective that there is not."""
+def _check_objective(objective: Objective, options: RunOptions) -> None:
+    """Raise BadInput for an objective that there is not, or not on this provider."""
     if objective not in OBJECTIVES:
         raise BadInput(f"there is no objective '{objective}'; there are: {', '.join(OBJECTIVES)}.")
     if objective == "memory" and options.runtime.provider != "cpu":
         raise BadInput(f"peak memory is measured on the cpu provider only, not on {options.runtime.provider}.")
-    return replace(options, batch=options.batch or USUAL_BATCH) if objective == "throughput" else options
 
 
 def _memory(records: bool | str | Path, runtime: Runtime) -> Memory | None:

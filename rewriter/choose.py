@@ -91,12 +91,17 @@ def places(
             left_out += unmeasured(options, f"It could not be measured among its neighbours: {what}.")
             continue
         part = extract(graph.model, nodes, {name: bound.types[name] for name in entering}, leaving)
-        settings = [(option.step.rule.name, sorted(option.step.settings.items())) for option in options]
-        key = f"{signature(part)} {settings}"
+        key = f"{signature(part)} {[_what(option, sorted(nodes)) for option in options]}"
         found.append(
             Place(start, tuple(options), nodes, entering, leaving, part, key, _work(graph.model, bound, nodes))
         )
     return found, left_out
+
+
+def _what(option: Applied, nodes: Sequence[int]) -> tuple[object, ...]:
+    """What a candidate does to which of the nodes that it is timed with."""
+    steps = [(one.step.rule.name, sorted(one.step.settings.items())) for one in option.parts or (option,)]
+    return *steps, [nodes.index(index) for index in sorted(option.rewrite.removed)]
 
 
 def _work(model: Model, bound: Bound, nodes: Iterable[int]) -> int:
@@ -190,6 +195,7 @@ def choose(
             continue
         if isinstance(result, str):
             attempts += unmeasured(place.candidates, result)
+            looking.findings.fail(place.start)
             continue
         for one, timing in zip(place.candidates, result, strict=True):
             if one.parts:  # what it says is not about the first of them alone
@@ -199,7 +205,8 @@ def choose(
         attempts += others
         choices += [choice] if choice else []
         if memory is not None:
-            memory.same(place.key, place.candidates)
+            if not any(one.parts for one in place.candidates):  # their parts are known by themselves
+                memory.same(place.key, place.candidates)
             if choice:
                 memory.took(place.key)
     return choices, attempts, late
@@ -262,7 +269,8 @@ def _decide(
     attempts = []
     winner: Choice | None = None
     for option, timing in ranked:
-        if winner is None and (timing.verdict == "FASTER" or expected[id(option)] > _LIKELY):
+        likely = timing.verdict != "SLOWER" and expected[id(option)] > _LIKELY
+        if winner is None and (timing.verdict == "FASTER" or likely):
             winner = Choice(option, timing, measured_at)
         elif timing.speedup > 1 and winner is not None:
             better = f"{winner.applied.step.rule.name} ({winner.applied.rewrite.summary})"

@@ -16,7 +16,7 @@ import typer
 from rewriter import cli_data
 from rewriter import cli_options as given
 from rewriter.cli_audit import audit
-from rewriter.cli_errors import BAD_INPUT, DONE, guarded
+from rewriter.cli_errors import BAD_INPUT, DONE, INTERRUPTED, guarded
 from rewriter.cli_finish import Also, checked_output, finish, reporting
 from rewriter.cli_records import records
 from rewriter.cli_reports import bench_report, check_reports, write_reports
@@ -144,7 +144,8 @@ def optimize(
             stop=stop,
         )
     if stop() and not result.report.changed:
-        raise KeyboardInterrupt
+        finish(result, None, also, voice, unwritten="interrupted, nothing written")
+        return INTERRUPTED
     return finish(result, out, also, voice)
 
 

@@ -86,13 +86,15 @@ def checked_output(model: Path, asked: Path | None, out: Path | None, also: Also
     return out
 
 
-def finish(result: Result, out: Path | None, also: Also, voice: Voice) -> int:
+def finish(
+    result: Result, out: Path | None, also: Also, voice: Voice, *, unwritten: str = "dry run, nothing written"
+) -> int:
     """Write the model, if it may be written, and what else was asked for, then say it; no model on a dry run."""
     report = result.report
     code = DONE if report.accepted else CODES[report.verdict]
     fate = "nothing written"
     if code == DONE and out is None:
-        fate = "dry run, nothing written"
+        fate = unwritten
     elif code == DONE and out is not None:
         report = report.model_copy(update={"after": report.after.model_copy(update={"path": str(out)})})
         fate = f"saved {out}" if report.changed else f"{out} is a byte-identical copy"

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
-
-from rewriter.cli_show import complain
 
 STOPPING = "Stopping: what is best so far is timed and audited. Ctrl-C once more gives up."
 
@@ -28,7 +27,8 @@ def stoppable() -> Iterator[Callable[[], bool]]:
     def first(_number: int, _frame: FrameType | None) -> None:
         signal.signal(signal.SIGINT, usual)
         asked.set()
-        complain(STOPPING)
+        with contextlib.suppress(OSError):  # not by way of Python's stream, which this may have interrupted
+            os.write(2, f"{STOPPING}\n".encode())
 
     signal.signal(signal.SIGINT, first)
     try:

@@ -9,11 +9,11 @@ from typing import Final
 
 from rewriter.errors import BadInput, NotVerified
 from rewriter.footprint import peak_memory
-from rewriter.lean import file_bytes
 from rewriter.model import Model
 from rewriter.pareto import Variant
 from rewriter.profile import KernelTime, profile
 from rewriter.providers import PROVIDERS
+from rewriter.saving import file_bytes
 from rewriter.session import SessionFailed
 from rewriter.task import Task
 from rewriter.timing import Timing

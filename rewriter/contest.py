@@ -6,20 +6,22 @@ whole interval; what was in doubt goes when the model is no slower without it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from itertools import zip_longest
 
-from rewriter.base import Pass
-from rewriter.choose import Looking
 from rewriter.model import Model
 from rewriter.moves import Move, additions, drops
 from rewriter.pareto import Variant
 from rewriter.propose import Applied
-from rewriter.rule import Settings
+from rewriter.saving import file_bytes
+from rewriter.search import allowed
+from rewriter.session import SessionFailed
+from rewriter.task import Task
 from rewriter.timing import Timing
-from rewriter.whole_timing import Cost, time_whole
+from rewriter.whole_timing import Cost, runs, time_whole
 
+_MOST_BYTES = 6e8  # of the files of all rivals in one run: each session holds a copy, and packed weights besides
 _MOST_RIVALS = 6  # timed in one run
 _FINALISTS = 2  # of them that get a second, longer look
 _HALF_WIDTH = 0.01
@@ -35,59 +37,52 @@ class Won:
 
     best: Move
     variants: tuple[Variant, ...]
+    complete: bool
+    """Whether no set one step away is left untried."""
 
 
-def contest(
-    model: Model,
-    first: Move,
-    rules: Mapping[str, Pass],
-    settings: Mapping[str, Settings],
-    looking: Looking,
-    until: float,
-    cost: Cost,
-) -> Won:
+def contest(task: Task, first: Move, until: float, cost: Cost) -> Won:
     """From `first` to better sets, one step at a time, up to `until`, a time of `time.perf_counter`.
 
     `first` may have no rewrites.  What comes out was faster here, which its selection flatters: time it once more.
     """
+    ring = _Ring(task, until, cost)
     best = first
-    variants: dict[str, Variant] = {}
     tried = {best.identity, frozenset()}
-    for turn in range(1, 1 + len(rules) * 2):  # steps that go back and forth come to an end
-        if cost.sessions(looking.patience.until(until)) < LEAST_SESSIONS:
-            break
-        steps = _steps(model, best, rules, settings, looking, first=turn == 1)
+    for turn in range(1, 1 + len(task.rules) * 2):  # steps that go back and forth come to an end
+        if cost.sessions(ring.left) < LEAST_SESSIONS:
+            return Won(best, ring.seen, complete=False)
+        steps = _steps(task, best, first=turn == 1)
         waiting = [move for move in steps if move.identity not in tried]
-        if not waiting:
-            break
         moved = False
         while waiting and not moved:
-            room = cost.sessions(looking.patience.until(until)) - 2 - bool(best.applied)
-            rivals, waiting = waiting[: min(room, _MOST_RIVALS)], waiting[max(0, min(room, _MOST_RIVALS)) :]
-            if room < 1:
-                return Won(best, tuple(variants.values()))
+            room = min(cost.sessions(ring.left) - 2 - bool(best.applied), _MOST_RIVALS, _fitting(task.model))
+            if room < 1 or task.patience.stopped:
+                return Won(best, ring.seen, complete=False)
+            rivals, waiting = waiting[:room], waiting[room:]
             tried |= {move.identity for move in rivals}
-            best, moved = _round(model, best, rivals, looking, until, cost, turn, variants)
-    return Won(best, tuple(variants.values()))
+            best, moved = ring.fought(best, rivals, turn)
+        if not moved:
+            break
+    return Won(best, ring.seen, complete=not task.patience.stopped)
 
 
-def _steps(
-    model: Model,
-    best: Move,
-    rules: Mapping[str, Pass],
-    settings: Mapping[str, Settings],
-    looking: Looking,
-    *,
-    first: bool,
-) -> list[Move]:
+def _fitting(model: Model) -> int:
+    """Rivals whose sessions are in memory at once: fewer of large models."""
+    return max(1, int(_MOST_BYTES / max(1, file_bytes(model))))
+
+
+def _steps(task: Task, best: Move, *, first: bool) -> list[Move]:
     """All sets one step away: without what is in doubt, then more of each pass, then less of each.
 
     At `first` each pass alone, too: picked place by place among the noise, what only pays together is scattered.
     """
+    looking = task.looking
     looking.progress("looking for other sets of rewrites", 0, 0)
-    without = drops(model, best, looking)
-    more = additions(best, rules, settings, looking)
-    alone = additions(Move("", model, ()), rules, settings, looking) if best.applied and first else []
+    able = allowed(task.rules, looking)
+    without = drops(task.model, best, looking)
+    more = additions(best, able, task.settings, looking)
+    alone = additions(Move("", task.model, ()), able, task.settings, looking) if best.applied and first else []
     return [
         *(move for move in without if move.doubted),
         *(move for pair in zip_longest(alone, more) for move in pair if move is not None),
@@ -95,50 +90,71 @@ def _steps(
     ]
 
 
-def _round(
-    model: Model,
-    best: Move,
-    rivals: Sequence[Move],
-    looking: Looking,
-    until: float,
-    cost: Cost,
-    turn: int,
-    variants: dict[str, Variant],
-) -> tuple[Move, bool]:
-    """The best of all after a look at each and one at the finalists; and whether it is another one than before."""
-    shown = [best, *rivals] if best.applied else list(rivals)
-    first = dict(
-        zip(shown, _look(model, shown, looking, until, _BRIEF * cost.seconds(2 + len(shown)), turn), strict=True)
-    )
-    variants.update({move.name: _variant(move, timing) for move, timing in first.items()})
-    mine = first[best].speedup if best.applied else 1.0
-    finalists = sorted((move for move in rivals if _may_win(move, first[move], mine)), key=lambda m: -first[m].speedup)
-    finalists = finalists[: max(0, min(_FINALISTS, cost.sessions(looking.patience.until(until)) - 2))]
-    if not finalists or looking.patience.stopped:
-        return best, False
-    # Against the best so far: the noise of the original is in neither.
-    seconds = _LONG * cost.seconds(2 + len(finalists))
-    second = dict(zip(finalists, _look(best.model, finalists, looking, until, seconds, -turn), strict=True))
-    winners = [move for move in finalists if _wins(move, second[move])]
-    if not winners or looking.patience.stopped:
-        return best, False
-    won = max(winners, key=lambda move: second[move].speedup)
-    return replace(won, applied=_explained(best, won, second[won])), True
+@dataclass(frozen=True)
+class _Ring:
+    """Where sets are timed against each other, up to a time of `time.perf_counter`."""
 
+    task: Task
+    until: float
+    cost: Cost
+    _variants: dict[Move, Variant] = field(default_factory=dict)
 
-def _look(
-    against: Model, moves: Sequence[Move], looking: Looking, until: float, seconds: float, turn: int
-) -> list[Timing]:
-    return time_whole(
-        against,
-        [move.model for move in moves],
-        looking,
-        min(looking.patience.until(until), seconds),
-        block_seconds=BLOCK_SECONDS,
-        half_width=_HALF_WIDTH,
-        seed=abs(2 * turn + (turn < 0)),
-        until_stopped=True,
-    )
+    @property
+    def left(self) -> float:
+        """Seconds."""
+        return self.task.patience.until(self.until)
+
+    @property
+    def seen(self) -> tuple[Variant, ...]:
+        """All that was timed, each as it was seen last."""
+        return tuple(self._variants.values())
+
+    def fought(self, best: Move, rivals: Sequence[Move], turn: int) -> tuple[Move, bool]:
+        """The best of all after a look at each and one at the finalists; and whether it is another one than before."""
+        shown = [best, *rivals] if best.applied else list(rivals)
+        first = self._look(self.task.model, shown, _BRIEF * self.cost.seconds(2 + len(shown)), 2 * turn)
+        if self.task.patience.stopped or (best.applied and best not in first):
+            return best, False
+        self._variants.update({move: _variant(move, timing) for move, timing in first.items()})
+        mine = first[best].speedup if best.applied else 1.0
+        able = [move for move in rivals if move in first and _may_win(move, first[move], mine)]
+        room = max(0, min(_FINALISTS, self.cost.sessions(self.left) - 2))
+        finalists = sorted(able, key=lambda move: -first[move].speedup)[:room]
+        if not finalists:
+            return best, False
+        # Against the best so far: the noise of the original is in neither.
+        second = self._look(best.model, finalists, _LONG * self.cost.seconds(2 + len(finalists)), 2 * turn + 1)
+        winners = [move for move in finalists if move in second and _wins(move, second[move])]
+        if not winners or self.task.patience.stopped:
+            return best, False
+        won = max(winners, key=lambda move: second[move].speedup)
+        explained = replace(won, applied=_explained(best, won, second[won]))
+        self._variants[explained] = self._variants.pop(won)
+        return explained, True
+
+    def _look(self, against: Model, moves: Sequence[Move], seconds: float, seed: int) -> dict[Move, Timing]:
+        """The timings of all; of fewer where ONNX Runtime refuses some."""
+        looking, able = self.task.looking, list(moves)
+        while able:
+            try:
+                timings = time_whole(
+                    against,
+                    [move.model for move in able],
+                    looking,
+                    min(self.left, seconds),
+                    block_seconds=BLOCK_SECONDS,
+                    half_width=_HALF_WIDTH,
+                    seed=seed,
+                    until_stopped=True,
+                )
+            except SessionFailed:
+                runnable = [move for move in able if runs(move.model, looking.inputs.feeds, looking.options)]
+                if len(runnable) == len(able):  # it is not theirs
+                    return {}
+                able = runnable
+                continue
+            return dict(zip(able, timings, strict=True))
+        return {}
 
 
 def _may_win(rival: Move, timing: Timing, mine: float) -> bool:
@@ -160,7 +176,7 @@ def _explained(best: Move, won: Move, timing: Timing) -> tuple[Applied, ...]:
     if won.fewer or timing.interval is None:
         return won.applied
     low, high = timing.interval
-    why = f"{timing.speedup:.2f}x ({low:.2f} to {high:.2f}) in the whole model, {len(new)} of them at once"
+    why = f"{timing.speedup:.2f}x ({low:.2f} to {high:.2f}) over the best set before, {len(new)} of them at once"
     return tuple(replace(done, why=why, sure=True) if id(done) not in known else done for done in won.applied)
 
 
@@ -171,6 +187,6 @@ def _variant(move: Move, timing: Timing) -> Variant:
         ms=timing.after_ms,
         speedup=timing.speedup,
         interval=timing.interval,
-        bytes=move.model.size,
+        bytes=file_bytes(move.model),
         peak_mib=None,
     )

@@ -10,52 +10,30 @@ from rewriter.activations import Activations
 from rewriter.base import Pass
 from rewriter.blame import Accepts, fallen, find_blame
 from rewriter.choose import Looking
+from rewriter.chosen import choice, last_timing
 from rewriter.compared import Kernels, Last, kernels, side_by_side
-from rewriter.contest import BLOCK_SECONDS, LEAST_SESSIONS, contest
 from rewriter.equivalence import Audit
 from rewriter.equivalence.records import Verdict
 from rewriter.errors import BadInput
-from rewriter.fates import accepted, demoted, left_out
+from rewriter.fates import accepted, demoted
 from rewriter.feeds import Inputs, representative
-from rewriter.lean import leanest, smallest
 from rewriter.lifting import convs
 from rewriter.model import Model
-from rewriter.moves import Move, drops
-from rewriter.objective import Objective
+from rewriter.moves import Move
+from rewriter.objective import USUAL_BATCH, Objective
 from rewriter.options import RunOptions
 from rewriter.pareto import Variant
 from rewriter.patience import Patience, Stop, never
 from rewriter.planned import from_plan
 from rewriter.propose import Applied, Step, check_allowed, sweep, unreachable_sites
-from rewriter.remake import approximates, audit_rewritten, key, remade
+from rewriter.remake import approximates, audit_rewritten, remade
 from rewriter.rule import Attempt, Settings
-from rewriter.search import Found, allowed, search
 from rewriter.task import Task
 from rewriter.timing import Timing
 from rewriter.tuning import Memory
-from rewriter.whole_timing import Cost, time_whole
+from rewriter.whole_timing import runs
 
 Progress = Callable[[str, int, int], None]
-
-_MEASURE_SHARE, _MOST_MEASURE = 0.35, 0.4
-"""Part of the budget that goes into measuring candidates, and where more could be measured than fit into that.
-
-Where the model takes too long for a contest, all of that contest's part."""
-_CONTEST_UNTIL = 0.68
-"""Part of it that is spent when sets of rewrites have been timed on the whole model; the rest is for the last timing of
-the best one and for the audit."""
-_LONGER, _FINER = 1.3, 0.01  # times as long, and the half-width asked of a second one
-_AUDIT_SHARE = 0.05  # of the budget at least, to be left for the audit then
-
-
-_ALL: Mapping[Objective, str] = {
-    "latency": "all that was faster in context",
-    "throughput": "all that was faster in context",
-    "size": "all that makes the file smaller",
-    "memory": "all that takes less memory",
-}
-"""What the set of rewrites is called that each by itself serve the objective."""
-
 
 _INTERRUPTED = "Interrupted: the search ended before its time; with more of it there may be more to gain."
 
@@ -210,85 +188,36 @@ def optimize(
     for: the best so far is timed and audited.
     """
     patience = Patience(budget, stop)
-    inputs = representative(model, options)
-    looking = Looking(options, inputs, patience, progress, memory)
-    task = Task(model, rules, settings, looking, objective)
+    inputs, options, notes = _fitting(model, options, objective)
+    task = Task(model, rules, settings, Looking(options, inputs, patience, progress, memory), objective)
     known = None if memory is None else _recalled(task, memory)
     if known is not None:
-        return known
-    cost = Cost.of(model, inputs, options, BLOCK_SECONDS)
-    found = _found(task, cost)
-    attempts = found.attempts + unreachable_sites(model)
-    first = Move(_ALL[objective], found.model, tuple(found.applied))
-    best, variants, decided = first, tuple[Variant, ...](), None
-    if objective in ("latency", "throughput"):
-        able = allowed(rules, looking)
-        if _contested(task, cost):
-            won = contest(model, first, able, settings, looking, patience.at(_CONTEST_UNTIL), cost)
-            best, variants = won.best, won.variants
-        else:
-            best, decided = _of_two(task, first)
-    if not best.applied:
-        notes = _remember(task, memory, [], None)
-        unchanged = _unchanged(model, attempts, _nothing_done(model, _none_better(objective, attempts)))
-        return replace(unchanged, inputs=inputs, notes=notes)
-    attempts = _settled(first, best, attempts)
-    timing = _last_timing(task, best.model) if decided is None else decided
-    outcome, kept = _judged(task, best.model, list(best.applied), timing, attempts)
-    outcome = replace(outcome, variants=_variants(task, best, outcome, variants))
-    notes = (_INTERRUPTED,) if patience.stopped else ()
-    return replace(outcome, notes=(*outcome.notes, *notes, *_remember(task, memory, kept, outcome)))
+        return replace(known, notes=(*notes, *known.notes))
+    found = choice(task)
+    best, attempts = found.best, found.attempts + unreachable_sites(model)
+    kept: list[Applied] = []
+    if best.applied:
+        timing = found.timing or last_timing(task, best.model)
+        outcome, kept = _judged(task, best.model, list(best.applied), timing, attempts)
+        outcome = replace(outcome, variants=_variants(task, best, outcome, found.variants))
+    else:
+        reason = _nothing_done(model, _none_better(objective, attempts))
+        outcome = replace(_unchanged(model, attempts, reason), inputs=inputs)
+    notes += (_INTERRUPTED,) if patience.stopped else ()
+    complete = found.complete and not patience.stopped
+    return replace(outcome, notes=(*notes, *outcome.notes, *_remember(task, memory, kept, outcome, complete=complete)))
 
 
-def _found(task: Task, cost: Cost) -> Found:
-    """The rewrites that each by itself serve the objective; `cost` is that of timing the whole model."""
-    budget = task.patience.budget
-    if task.objective == "size":
-        return smallest(task.model, task.rules, task.settings, task.looking)
-    if task.objective == "memory":
-        until = task.patience.at(_CONTEST_UNTIL)
-        return leanest(task.model, task.rules, task.settings, task.looking, until)
-    share, most = (_MEASURE_SHARE, _MOST_MEASURE) if _contested(task, cost) else (_CONTEST_UNTIL - 0.1, _CONTEST_UNTIL)
-    return search(task.model, task.rules, task.settings, task.looking, share * budget, most * budget)
-
-
-def _contested(task: Task, cost: Cost) -> bool:
-    """Whether there is time to let sets of rewrites compete."""
-    return cost.sessions((_CONTEST_UNTIL - _MOST_MEASURE) * task.patience.budget) > LEAST_SESSIONS
-
-
-def _of_two(task: Task, first: Move) -> tuple[Move, Timing | None]:
-    """Without a contest: the faster of all rewrites and only the sure ones, where some are not, timed in one run."""
-    sure = [move for move in drops(task.model, first, task.looking) if move.doubted]
-    if not sure:
-        return first, None
-    seconds = max(task.timing_seconds, Cost.of(task.model, task.looking.inputs, task.options).seconds(4))
-    timings = time_whole(task.model, [first.model, sure[0].model], task.looking, seconds)
-    best = max((0, 1), key=lambda number: (task.holds(timings[number]), timings[number].speedup))
-    return (first, sure[0])[best], timings[best]
-
-
-def _last_timing(task: Task, current: Model) -> Timing:
-    """The model against the original on fresh data, for at least as long as the pairs for an interval take.
-
-    Where that shows no effect though the interval is above 1, the control was restless: once more, and longer, if the
-    budget allows.
-    """
-    seconds = max(task.timing_seconds, Cost.of(task.model, task.looking.inputs, task.options).seconds(3))
-    timing = time_whole(task.model, [current], task.looking, seconds)[0]
-    restless = timing.verdict == "NOISE" and timing.interval is not None and timing.interval[0] > 1
-    if restless and task.patience.left > _LONGER * seconds + _AUDIT_SHARE * task.patience.budget:
-        timing = time_whole(task.model, [current], task.looking, _LONGER * seconds, half_width=_FINER, seed=1)[0]
-    return timing
-
-
-def _settled(first: Move, best: Move, attempts: Sequence[Attempt]) -> list[Attempt]:
-    """The attempts, without those of places that the whole model decided otherwise than the context."""
-    known, kept = set(map(key, first.applied)), set(map(key, best.applied))
-    new = [done for done in best.applied if key(done) not in known]
-    made = {(done.step.rule.name, done.rewrite.site, done.rewrite.summary) for done in new}
-    dropped = [left_out(done) for done in first.applied if key(done) not in kept]
-    return dropped + [entry for entry in attempts if (entry.pass_name, entry.site, entry.summary) not in made]
+def _fitting(model: Model, options: RunOptions, objective: Objective) -> tuple[Inputs, RunOptions, tuple[str, ...]]:
+    """Inputs to time with; where nobody gave a batch for throughput, of one that the model takes."""
+    if objective != "throughput" or options.batch is not None or options.samples:
+        return representative(model, options), options, ()
+    several = replace(options, batch=USUAL_BATCH)
+    inputs = representative(model, several)
+    if runs(model, inputs.feeds, options):
+        return inputs, several, ()
+    note = f"The model does not run with a batch of {USUAL_BATCH}: it was timed with 1."
+    return representative(model, options), options, (note,)
 
 
 def _judged(
@@ -296,6 +225,7 @@ def _judged(
 ) -> tuple[Outcome, list[Applied]]:
     """What becomes of rewrites that were timed as a whole: audited where that holds; and those that are kept."""
     model, options, looking = task.model, task.options, task.looking
+    refused = None
     if task.holds(timing):
         sifted = _sift(model, current, kept, options, lambda audit: audit.verdict == "equivalent", looking.progress)
         refused = Refused(current, sifted.first) if sifted.dropped else None
@@ -306,17 +236,17 @@ def _judged(
             reason = f"No rewrite passed the audit: {audit.reason}"
             return replace(_unchanged(model, attempts, reason), inputs=looking.inputs, refused=refused), []
         if sifted.dropped:
-            timing = _last_timing(task, current)
+            timing = last_timing(task, current)
         if task.holds(timing):
             attempts = accepted(kept, audit, again=bool(sifted.dropped)) + attempts
             outcome = Outcome(
                 current, True, audit.verdict, audit.grade, audit.reason, tuple(attempts), audit, timing, looking.inputs
             )
             return replace(outcome, refused=refused, kernels=kernels(task, current)), kept
-    attempts = demoted(kept, timing) + attempts
-    how = "measured faster" if task.objective in ("latency", "throughput") else "shown to be as fast"
+    how = "measured faster" if task.about_speed else "shown to be as fast"
+    attempts = demoted(kept, timing, how) + attempts
     reason = f"The whole was not {how}: {timing.reason}"
-    return replace(_unchanged(model, attempts, reason), inputs=looking.inputs, timing=timing), []
+    return replace(_unchanged(model, attempts, reason), inputs=looking.inputs, timing=timing, refused=refused), []
 
 
 def _recalled(task: Task, memory: Memory) -> Outcome | None:
@@ -328,7 +258,7 @@ def _recalled(task: Task, memory: Memory) -> Outcome | None:
     if plan is None or made is None:
         return None
     current, applied = made
-    timing = _last_timing(task, current)
+    timing = last_timing(task, current)
     outcome, kept = _judged(task, current, applied, timing, list(unreachable_sites(task.model)))
     when = f"{plan.created:%Y-%m-%d}"
     note = f"Nothing was searched: these rewrites were recorded on {when}, on this machine (--no-records searches)."
@@ -347,16 +277,21 @@ def _variants(task: Task, best: Move, outcome: Outcome, others: Sequence[Variant
     return side_by_side(task, Last(best.name, after, kept, outcome.timing, outcome.changed), others)
 
 
-def _remember(task: Task, memory: Memory | None, kept: Sequence[Applied], outcome: Outcome | None) -> tuple[str, ...]:
-    """Record what was measured, and the rewrites kept; a note where that cannot be done, which spoils nothing else."""
+def _remember(
+    task: Task, memory: Memory | None, kept: Sequence[Applied], outcome: Outcome, *, complete: bool
+) -> tuple[str, ...]:
+    """Record what was measured, and the rewrites kept; a note where that cannot be done, which spoils nothing else.
+
+    Where the search was stopped, its rewrites are no plan: the next one shall look further.
+    """
     if memory is None:
         return ()
     plan = None
-    if outcome is not None and outcome.changed and outcome.timing is not None:
-        complete = all(entry.outcome != "unmeasured" for entry in outcome.attempts)
+    if outcome.changed and outcome.timing is not None and not task.patience.stopped:
+        complete = complete and all(entry.outcome != "unmeasured" for entry in outcome.attempts)
         plan = memory.planned(*task.identity, kept, outcome.timing.speedup, task.patience.budget, complete=complete)
     try:
-        memory.keep(kept if plan else [], plan)
+        memory.keep(kept if outcome.changed else [], plan)
     except BadInput as error:
         return (f"What was measured is not kept: {error}",)
     return ()

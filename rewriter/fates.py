@@ -44,15 +44,15 @@ def accepted(applied: Sequence[Applied], audit: Audit, *, again: bool = False) -
     return found
 
 
-def demoted(applied: Sequence[Applied], timing: Timing) -> list[Attempt]:
-    """One attempt per rewrite that was faster in context, in a model that was not faster as a whole."""
+def demoted(applied: Sequence[Applied], timing: Timing, how: str) -> list[Attempt]:
+    """One attempt per rewrite that served its place, in a model that was not (`how`) "measured faster", say."""
     outcome: Literal["slower", "not_worth_it"] = "slower" if timing.verdict == "SLOWER" else "not_worth_it"
     return [
         Attempt(
             done.step.rule.name,
             done.rewrite.site,
             outcome,
-            f"{done.why}, but the whole model was not measured faster.",
+            f"{done.why}, but the whole model was not {how}.",
             summary=done.rewrite.summary,
         )
         for done in applied

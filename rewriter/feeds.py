@@ -30,8 +30,10 @@ class Inputs:
 
     @property
     def batch(self) -> int:
-        """Items that one run takes: the size of the first axis of the first input; 1 where it has none."""
-        return next((shape[0] for shape in self.shapes.values() if shape), 1)
+        """Items that one run takes: the size of the first axis, where that is the same of all inputs; else 1."""
+        sizes = {shape[0] if shape else None for shape in self.shapes.values()}
+        (size,) = sizes if len(sizes) == 1 else (None,)
+        return size or 1
 
 
 def representative(model: Model, options: RunOptions) -> Inputs:

@@ -48,11 +48,20 @@ class Findings:
 
     def __init__(self) -> None:
         self._seen: dict[tuple[str, str], list[tuple[Settings, Timing]]] = {}
+        self._failed: set[str] = set()
 
     def note(self, start: str, name: str, settings: Settings, timing: Timing) -> None:
         """Take in the timing of a pass with settings at the convolution that makes `start`."""
         others = [entry for entry in self._seen.get((name, start), []) if dict(entry[0]) != dict(settings)]
         self._seen[name, start] = [*others, (settings, timing)]
+
+    def fail(self, start: str) -> None:
+        """Take in that what is made of the convolution that makes `start` could not be run."""
+        self._failed.add(start)
+
+    def failed(self, start: str) -> bool:
+        """Whether that could not be run."""
+        return start in self._failed
 
     def of(self, start: str, name: str, settings: Settings) -> Timing | None:
         """What was measured there; None: nothing."""

@@ -23,6 +23,7 @@ from rewriter import external
 from rewriter.errors import BadInput, NotVerified
 from rewriter.footprint_child import MODEL, TASK
 from rewriter.model import Model
+from rewriter.patience import OWN_GROUP
 from rewriter.session import Runtime, SessionFailed
 
 NOISE_MIB: Final = 1.0
@@ -93,6 +94,7 @@ def _one_process(folder: Path) -> int:
         stdin=subprocess.PIPE,  # its end tells the process that this one is gone
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
+        process_group=OWN_GROUP,
     ) as child:
         try:
             code = child.wait(_SECONDS)

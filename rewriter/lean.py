@@ -2,30 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from rewriter import external
 from rewriter.base import Pass
 from rewriter.candidates import candidates, fresh, onward
 from rewriter.choose import Looking
+from rewriter.errors import NotVerified
 from rewriter.footprint import NOISE_MIB, peak_memory
 from rewriter.graph import Graph
 from rewriter.model import Model
 from rewriter.moves import Move, additions
 from rewriter.propose import Applied, combine, forbidden, merge, overlap
 from rewriter.rule import Attempt, Settings
-from rewriter.search import Found, allowed
+from rewriter.saving import file_bytes
+from rewriter.search import Found, allowed, without_made
 
 _ROUNDS = 3
 _MOST_SETS = 8  # whose peak is measured in one round
-
-
-def file_bytes(model: Model) -> int:
-    """Bytes of the model as it would be saved, with the data files it refers to, which are copied whole."""
-    folder = model.folder
-    places = external.locations(model.skeleton) if folder is not None else []
-    return model.size + sum(external.resolve(place, folder).stat().st_size for place in places)
 
 
 def smallest(model: Model, rules: Mapping[str, Pass], settings: Mapping[str, Settings], looking: Looking) -> Found:
@@ -55,7 +50,7 @@ def smallest(model: Model, rules: Mapping[str, Pass], settings: Mapping[str, Set
             break
         current = current.splice(combine(current, [one.rewrite for one in chosen]))
         applied += chosen
-    return Found(current, applied, attempts)
+    return Found(current, applied, without_made(attempts, applied))
 
 
 def leanest(
@@ -91,7 +86,7 @@ def leanest(
         why = f"{saved:.1f} MiB less at the peak, with {len(better.applied) - len(best.applied) - 1} others"
         applied = tuple(one if id(one) in known else _because(one, why) for one in better.applied)
         best, lowest = Move(better.name, better.model, applied), lowest - saved
-    return Found(best.model, list(best.applied), attempts)
+    return Found(best.model, list(best.applied), without_made(attempts, best.applied))
 
 
 def _lowest(
@@ -101,7 +96,8 @@ def _lowest(
     seen: list[tuple[Move, float]] = []
     for one in sets:
         if more():
-            seen.append((one, peak(one.model)))
+            with contextlib.suppress(NotVerified):  # that set cannot be run
+                seen.append((one, peak(one.model)))
     best = min(seen, key=lambda pair: pair[1], default=None)
     return (best[0] if best and best[1] < lowest - NOISE_MIB else None), seen
 

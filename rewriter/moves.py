@@ -50,6 +50,8 @@ def additions(best: Move, rules: Mapping[str, Pass], settings: Mapping[str, Sett
     usual = looking.findings.usual()
     groups: dict[str, list[tuple[Applied, float]]] = {}
     for start, variants in offered.items():
+        if looking.findings.failed(start):
+            continue
         if start in new and looking.findings.knows(start):  # it is what was chosen among all that there was for it
             continue
         able = onward(variants, best.applied) if start in new else variants

@@ -77,6 +77,8 @@ class RunOptions:
         object.__setattr__(self, "allow", frozenset(self.allow))  # lists and sets will do
         if self.batch is not None and self.batch < 1:
             raise BadInput(f"--batch {self.batch} is no number of 1 or more.")
+        if self.batch is not None and self.samples:
+            raise BadInput("--batch has no effect on inputs that are given, which have a batch of their own.")
         for name in sorted(self.allow - PERMITS.keys()):
             raise BadInput(f"--allow {name}: there is no such permission; there are: {', '.join(PERMITS)}.")
 

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Callable
+from typing import Final
+
+OWN_GROUP: Final = 0 if os.name == "posix" else None
+"""The `process_group` of a child: Ctrl-C in a terminal goes to a whole group, and is not meant for what is measured."""
 
 Stop = Callable[[], bool]
 """Whether to stop looking, and to go on with the best so far."""

@@ -42,7 +42,8 @@ def _alike(plan: PlanEntry) -> Iterator[list[PlanStep]]:
     """Steps in a row of one pass with the same settings: one sweep makes them."""
     group: list[PlanStep] = []
     for step in plan.steps:
-        if group and (step.pass_name, step.settings) != (group[0].pass_name, group[0].settings):
+        same = group and (step.pass_name, step.settings) == (group[0].pass_name, group[0].settings)
+        if group and not (same and all(step.site != other.site for other in group)):  # as in `remake`
             yield group
             group = []
         group.append(step)

@@ -51,6 +51,13 @@ def save(model: Model, out: Path) -> None:
         raise
 
 
+def file_bytes(model: Model) -> int:
+    """Bytes of the model as it would be saved, with the data files it refers to, which are copied whole."""
+    folder = model.folder
+    places = external.locations(model.skeleton) if folder is not None else []
+    return model.size + sum(external.resolve(place, folder).stat().st_size for place in places)
+
+
 def write_atomically(out: Path, data: bytes) -> None:
     """Write a small file whole or not at all (a pipe or device: as it comes).  Raises BadInput when it cannot be."""
     try:

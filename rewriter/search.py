@@ -71,6 +71,12 @@ def allowed(rules: Mapping[str, Pass], looking: Looking) -> dict[str, Pass]:
     return {name: rule for name, rule in rules.items() if not rule.needs - looking.options.allow}
 
 
+def without_made(attempts: Sequence[Attempt], made: Sequence[Applied]) -> list[Attempt]:
+    """The attempts but those of rewrites that were made after all."""
+    known = {(one.step.rule.name, one.rewrite.site, one.rewrite.summary) for one in made}
+    return [entry for entry in attempts if (entry.pass_name, entry.site, entry.summary) not in known]
+
+
 def _rounds(
     model: Model,
     rules: Mapping[str, Pass],
@@ -118,7 +124,10 @@ def _rounds(
             break
         if kept:
             current = current.splice(combine(current, [choice.applied.rewrite for choice in kept]))
-        applied += [done for choice in kept for done in _measured(choice)]
+        done = [one for choice in kept for one in _measured(choice)]
+        applied += done
+        rows = [one for choice in kept if choice.applied.parts for one in choice.applied.parts]
+        attempts = without_made(attempts, rows)  # by themselves they were not worth it
     attempts += [entry for variants in late.values() for entry in unmeasured(variants, looking.unmeasured)]
     return Found(current, applied, attempts)
 

@@ -18,7 +18,10 @@ from rewriter.timing import Timing
 from rewriter.tuning import asked_digest
 
 _TIMING_SHARE, _MOST_TIMING = 0.15, 20.0  # of the budget; seconds
-_NO_SLOWER = 0.02  # how much slower a model may be by its interval, besides the noise, where speed is not the objective
+_NO_SLOWER, _MOST_NOISE = (
+    0.02,
+    0.05,
+)  # how much slower a model may be by its interval, besides the noise, where speed is not the objective
 
 
 @dataclass(frozen=True)
@@ -52,10 +55,17 @@ class Task:
         """For the last timing of the whole model, unless the pairs for an interval take longer."""
         return min(_MOST_TIMING, _TIMING_SHARE * self.patience.budget)
 
+    @property
+    def about_speed(self) -> bool:
+        """Whether the objective is speed, of one kind or another."""
+        return self.objective in ("latency", "throughput")
+
     def holds(self, timing: Timing) -> bool:
         """Whether a model timed so may be written: faster, or as fast where speed is not the objective."""
-        if self.objective in ("latency", "throughput"):
+        if self.about_speed:
             return timing.verdict == "FASTER"
-        if timing.interval is None or timing.smallest_effect is None:
+        if timing.interval is None or timing.smallest_effect is None or timing.verdict == "SLOWER":
             return False
-        return timing.interval[0] * (1 + max(_NO_SLOWER, timing.smallest_effect)) >= 1
+        low, high = timing.interval
+        noise = min(_MOST_NOISE, max(_NO_SLOWER, timing.smallest_effect))
+        return low * (1 + noise) >= 1 and high >= 1

@@ -10,8 +10,8 @@ from typing import Final
 from rewriter.choose import Looking
 from rewriter.feeds import Inputs
 from rewriter.model import Model
-from rewriter.options import RunOptions
-from rewriter.session import open_session, run
+from rewriter.options import Feeds, RunOptions
+from rewriter.session import SessionFailed, open_session, run
 from rewriter.timing import MINIMUM_PAIRS, Contender, Timing, compare
 
 BLOCK_SECONDS: Final = 0.1
@@ -46,6 +46,16 @@ def time_whole(
         stop=lambda: until_stopped and looking.patience.stopped,
         progress=lambda fraction: looking.progress("timing the whole model", round(100 * fraction), 100),
     )
+
+
+def runs(model: Model, feeds: Feeds, options: RunOptions) -> bool:
+    """Whether ONNX Runtime loads the model and runs it."""
+    try:
+        session = open_session(model.to_bytes(), options.runtime.plain(), external_folder=model.folder)
+        run(session, feeds)
+    except SessionFailed:
+        return False
+    return True
 
 
 @dataclass(frozen=True)

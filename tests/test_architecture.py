@@ -29,9 +29,9 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"api"}),  # the functions behind it
     frozenset({"result"}),  # what comes of it, to be saved
     frozenset({"engine"}),  # the one loop
-    frozenset({"compared"}),  # whole models side by side
-    frozenset({"task"}),  # what optimize was asked
+    frozenset({"chosen", "compared"}),  # which set of rewrites it is; whole models side by side
     frozenset({"contest", "lean"}),  # the choice over the whole model, by time and by bytes
+    frozenset({"task"}),  # what optimize was asked
     frozenset({"blame", "moves"}),  # which rewrites an audit is against; whole models one step from another
     frozenset({"repro"}),  # a failed audit as two small files
     frozenset({"fates"}),  # what became of rewrites that were made

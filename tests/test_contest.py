@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 import rewriter.choose
+import rewriter.contest
 import rewriter.whole_timing
 from models.resnext import ResNeXt, resnext_model
 from rewriter.engine import Outcome, optimize
@@ -15,7 +17,9 @@ from rewriter.model import Model
 from rewriter.options import RunOptions
 from rewriter.registry import pass_named
 from rewriter.rule import Settings
+from rewriter.session import Runtime, SessionFailed
 from rewriter.timing import Contender, Timing
+from rewriter.tuning import Memory, Store, environment_of
 from timings import timing
 
 REGROUP, SPLIT = pass_named("regroup"), pass_named("split-groups")
@@ -79,7 +83,7 @@ def test_what_gains_too_little_to_be_seen_at_each_place_is_tried_at_all_of_them(
     assert outcome.timing is not None
     assert outcome.timing.speedup == 1.06
     measured = {str(entry.details.get("measured")) for entry in outcome.attempts if entry.outcome == "accepted"}
-    assert measured == {"1.06x (1.05 to 1.07) in the whole model, 3 of them at once"}
+    assert measured == {"1.06x (1.05 to 1.07) over the best set before, 3 of them at once"}
     assert not any(entry.outcome == "not_worth_it" and entry.pass_name == "regroup" for entry in outcome.attempts)
 
 
@@ -177,3 +181,56 @@ def test_without_time_for_it_the_choice_of_the_contexts_stands(
     machine.whole = lambda regrouped, _: 1.4 if regrouped else 1.0
     assert kept(run(model)) == {("regroup", site) for site in SITES}
     assert machine.wholes == [[(3, 0)]]
+
+
+def test_a_set_that_cannot_be_run_is_left_out(model: Model, machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refusing(before: Contender, some: Sequence[Contender], *_: Any, **__: Any) -> list[Timing]:
+        if any(counts(one)[1] for one in some):
+            raise SessionFailed("ONNX Runtime refuses it.")
+        return machine._as_whole(before, some)
+
+    machine.context = lambda name: timing(1.015, "NOISE")
+    machine.whole = lambda regrouped, _: 1 + 0.02 * regrouped
+    monkeypatch.setattr(rewriter.whole_timing, "compare", refusing)
+    monkeypatch.setattr(rewriter.contest, "runs", lambda model, *_: not any(n.op_type == "Split" for n in model.nodes))
+    assert kept(run(model)) == {("regroup", site) for site in SITES}
+
+
+def test_what_could_not_be_run_in_its_place_is_not_tried_everywhere(
+    model: Model, machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*_: Any, **__: Any) -> list[Timing]:
+        raise SessionFailed("ONNX Runtime refuses it.")
+
+    monkeypatch.setattr(rewriter.choose, "compare", failing)
+    outcome = run(model)
+    assert not outcome.changed
+    assert not machine.wholes
+
+
+@pytest.mark.parametrize("stopped", [True, False])
+def test_a_search_that_was_stopped_is_no_plan(stopped: bool, model: Model, machine: Machine, tmp_path: Path) -> None:
+    store = Store(tmp_path / "records.sqlite3")
+    contexts: list[str] = []
+
+    def context(name: str) -> Timing:
+        contexts.append(name)
+        return timing(1.5, "FASTER") if "regroup" in name else timing(0.5, "SLOWER")
+
+    machine.context = context
+    machine.whole = lambda regrouped, _: 1 + 0.2 * regrouped
+    outcome = run(model, memory=Memory(store, environment_of(Runtime())), stop=lambda: stopped and len(contexts) > 3)
+    assert outcome.changed
+    assert len(list(store.plans())) == (0 if stopped else 1)
+
+
+def test_a_plan_of_a_contest_gives_the_same_bytes(model: Model, machine: Machine, tmp_path: Path) -> None:
+    store = Store(tmp_path / "records.sqlite3")
+    machine.context = lambda name: timing(1.015 if "regroup" in name else 0.8, "NOISE")
+    machine.whole = lambda regrouped, _: 1 + 0.02 * regrouped
+    first = run(model, memory=Memory(store, environment_of(Runtime())))
+    seen = len(machine.wholes)
+    second = run(model, memory=Memory(store, environment_of(Runtime())))
+    assert first.changed
+    assert len(machine.wholes) == seen + 1  # only the last timing
+    assert second.model.to_bytes() == first.model.to_bytes()

@@ -12,7 +12,6 @@ import pytest
 from onnx import numpy_helper
 
 import rewriter.choose
-import rewriter.engine
 import rewriter.whole_timing
 from models.resnext import ResNeXt, resnext_model
 from rewriter.base import Pass
@@ -251,8 +250,21 @@ def test_what_the_first_round_left_over_is_measured_after_it(
         return optimize(two, {REGROUP.name: REGROUP}, {REGROUP.name: BLOCK}, OPTIONS, budget)
 
     # The first round ends after 0.23 of the budget, measuring after 0.4 at most.
-    monkeypatch.setattr(rewriter.engine, "_contested", lambda *_: True)
+    monkeypatch.setattr(rewriter.whole_timing.Cost, "of", lambda *_: rewriter.whole_timing.Cost(0.1))
     assert len(kept(spending(12))) == 2
     short = spending(8)
     assert len(kept(short)) == 1
     assert [entry.outcome for entry in short.attempts if "raise --budget" in entry.reason] == ["unmeasured"]
+
+
+def test_a_model_without_convolutions_is_not_run() -> None:
+    """ONNX Runtime does not know its operator, and need not."""
+    values = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1, 4]) for name in ("x", "y")]
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("Own", ["x"], ["y"], domain="mine")], "g", values[:1], values[1:]
+    )
+    opsets = [onnx.helper.make_opsetid("", 17), onnx.helper.make_opsetid("mine", 1)]
+    model = Model.load(onnx.helper.make_model(graph, opset_imports=opsets, ir_version=8))
+    outcome = optimize(model, {REGROUP.name: REGROUP}, {}, OPTIONS)
+    assert (outcome.changed, outcome.verdict) == (False, "equivalent")
+    assert outcome.reason == "The model has no convolution."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ import rewriter.whole_timing
 from models.resnext import ResNeXt, resnext_model
 from programs import program
 from rewriter.errors import BadInput
-from rewriter.lean import file_bytes
+from rewriter.saving import file_bytes
 from rewriter.model import Model
 from rewriter.options import RunOptions
 from rewriter.session import Runtime
@@ -83,6 +84,17 @@ def test_an_interval_that_reaches_past_slower_is_slower(filled: onnx.ModelProto,
     assert rewriter.optimize(filled, objective="size", records=False).changed
 
 
+@pytest.mark.parametrize(
+    ("interval", "effect", "verdict"),
+    [((0.981, 0.985), 0.01, "SLOWER"), ((0.70, 0.75), 0.5, "NOISE"), ((0.97, 0.99), 0.04, "NOISE")],
+)
+def test_noise_is_no_excuse(
+    interval: tuple[float, float], effect: float, verdict: Any, filled: onnx.ModelProto, whole: Whole
+) -> None:
+    whole.found = replace(timing(0.98, verdict), interval=interval, smallest_effect=effect)
+    assert not rewriter.optimize(filled, objective="size", records=False).changed
+
+
 def test_what_makes_it_larger_says_by_how_much() -> None:
     model = resnext_model(ResNeXt(image=32, blocks=(1,), width=16, groups=8, classes=10))
     result = rewriter.optimize(model, objective="size", only=["split-groups"], records=False)
@@ -141,6 +153,19 @@ def test_throughput_is_of_a_whole_batch(batch: int | None, expected: int, whole:
     assert whole.found.verdict == "NOISE"
     assert report.items_per_run == expected
     assert report.inputs == {"x": (expected, 8, 5, 5)}
+
+
+def test_a_batch_that_the_model_does_not_take_is_not_insisted_on(whole: Whole) -> None:
+    model = program("t = Reshape (x, s) y = MatMul (t, w)", x="float[N,8]", s=[1, -1], w=(8, 4))
+    report = rewriter.optimize(model, objective="throughput", records=False).report
+    assert whole.found.verdict == "NOISE"
+    assert report.items_per_run == 1
+    assert "The model does not run with a batch of 8: it was timed with 1." in report.notes
+
+
+def test_a_batch_beside_inputs_is_refused() -> None:
+    with pytest.raises(BadInput, match="--batch has no effect on inputs that are given"):
+        RunOptions(samples=[{"x": np.zeros((1, 8), np.float32)}], batch=2)
 
 
 def test_latency_is_of_one_item_unless_another_batch_is_given(whole: Whole) -> None:

@@ -17,6 +17,7 @@ from typing import Any, Final
 
 from rewriter.equivalence.inputs import feeds
 from rewriter.model import Model
+from rewriter.patience import OWN_GROUP
 from rewriter.session import Runtime, SessionFailed, open_session, run
 from rewriter.shapes import Shape, bind
 
@@ -75,6 +76,7 @@ def run_empty(
                 capture_output=True,
                 timeout=_SECONDS,
                 check=False,
+                process_group=OWN_GROUP,
             )
         except (OSError, subprocess.TimeoutExpired) as error:
             return Empty(note=f"could not be tried: {type(error).__name__}")

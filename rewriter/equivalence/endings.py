@@ -53,8 +53,12 @@ def beneath(run: Evaluation, name: str) -> tuple[Ends, Value]:
             found, value = beneath(run, node.input[0])
             if not found or not isinstance(value, Form):
                 break
+            if any(isinstance(end, Joined) for end in found):  # its pieces are not those of what is picked
+                break
             others = [run.value(other) if other else None for other in node.input[1:]]
-            return _on(ends, found), run.made(node, [value, *others])[list(node.output).index(name)]
+            return _on(ends, found), run.made(node, [value, *others])[
+                [each for each in node.output if each].index(name)
+            ]
         if activation is None:
             break
         if not (ends and activation == ends[-1] == _RELU):

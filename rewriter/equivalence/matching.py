@@ -87,7 +87,8 @@ def _last_joins(side: Side, nodes: Sequence[int]) -> set[int]:
     within, found = set(nodes), set[int]()
     for index in sorted(nodes, reverse=True):
         node = side.model.nodes[index]
-        inside = within.intersection(side.readers.get(node.output[0], ())) if node.output else within
+        readers = [side.readers.get(name, ()) for name in node.output if name]
+        inside = within.intersection(*[set().union(*readers)]) if readers else within
         moves = picks(side, node) or (node.op_type == "Concat" and is_default(node, side.functions))
         if moves and inside <= found:
             found.add(index)

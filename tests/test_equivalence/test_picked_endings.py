@@ -86,3 +86,44 @@ def test_pieces_that_end_otherwise_are_not_taken_for_one() -> None:
     swapped = parts("Sigmoid", "Relu", w=W, v=W, b=0 * B, c=0 * B)
     assert judged(before, after)[0] != "different"
     assert judged(before, swapped)[0] == "different"
+
+
+@pytest.mark.parametrize("bound", [1e6, 6.0])
+def test_pieces_with_activations_of_their_own_keep_them_when_they_are_picked(bound: float) -> None:
+    """One half is clipped, the other is not, a Relu is behind both: which half is which matters."""
+
+    def halves(clipped: str, free: str, taken: str) -> onnx.ModelProto:
+        model = program(
+            f"a = Conv (x, {clipped}) c = Conv (x, {free}) d = Concat <axis = 1> (a, c) r = Relu (d) "
+            f"{taken} = Split <axis = 1> (r, sizes)",
+            y="y z",
+            x="float[1,8,5,5]",
+            w=W,
+            v=W[::-1].copy(),
+            sizes=[6, 6],
+        )
+        fused = model.graph.node[0]
+        fused.op_type, fused.domain = "FusedConv", "com.microsoft"
+        fused.attribute.append(onnx.helper.make_attribute("activation", "Clip"))
+        fused.attribute.append(onnx.helper.make_attribute("activation_params", [-bound, bound]))
+        model.opset_import.append(onnx.helper.make_opsetid("com.microsoft", 1))
+        return model
+
+    before, after = halves("w", "v", "y, z"), halves("v", "w", "z, y")
+    verdict, proof = judged(before, after)
+    assert verdict != "equivalent"
+    assert proof != "pass"
+
+
+@pytest.mark.parametrize("leaving", ["p", "q"])
+def test_a_part_that_goes_on_inside_is_paired_whichever_part_it_is(leaving: str) -> None:
+    """Of the two parts of an activation one leaves the region and the other one is convolved there."""
+    inner = "q" if leaving == "p" else "p"
+    body = f"t = Conv (x, w) r = Relu (t) p, q = Split <axis = 1> (r, sizes) y = Conv <group = {{}}> ({inner}, v)"
+    narrow = RNG.standard_normal((3, 1, 1, 1)).astype(np.float32)
+    wide = np.zeros((3, 3, 1, 1), np.float32)
+    wide[range(3), range(3)] = narrow[:, 0]
+    both = W.copy()
+    before = program(body.format(3), y=f"{leaving} y", x="float[1,8,5,5]", w=both, v=narrow, sizes=[3, 3])
+    after = program(body.format(1), y=f"{leaving} y", x="float[1,8,5,5]", w=both, v=wide, sizes=[3, 3])
+    assert judged(before, after) == ("equivalent", "pass")
