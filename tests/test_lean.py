@@ -16,9 +16,9 @@ import rewriter.whole_timing
 from models.resnext import ResNeXt, resnext_model
 from programs import program
 from rewriter.errors import BadInput
-from rewriter.saving import file_bytes
 from rewriter.model import Model
 from rewriter.options import RunOptions
+from rewriter.saving import file_bytes
 from rewriter.session import Runtime
 from rewriter.timing import Contender, Timing
 from timings import timing
