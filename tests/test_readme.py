@@ -72,7 +72,8 @@ def test_the_commands_do_what_is_said(
     for line in examples():
         assert run_line(line) == 0, f"{line}\n{capsys.readouterr().err}"
     written = {path.name for path in empty.iterdir()}
-    models = {"model.onnx", "faster.onnx", "depthwise.onnx", "grouped.onnx", "wider.onnx", "thin.onnx"}
+    names = ("model", "faster", "served", "small", "depthwise", "grouped", "wider", "thin")
+    models = {f"{name}.onnx" for name in names}
     assert written == {*models, "report.json", "channels.svg", "audit.md", "audit.xml", "audit.json"}
 
 
