@@ -10,7 +10,7 @@ from rewriter.fates import left_out
 from rewriter.lean import leanest, smallest
 from rewriter.lifting import convs
 from rewriter.model import Model
-from rewriter.moves import Move, drops
+from rewriter.moves import Move, certain
 from rewriter.objective import Objective
 from rewriter.pareto import Variant
 from rewriter.remake import key, remade
@@ -99,7 +99,7 @@ def _cost(task: Task) -> Cost | None:
 
 def _of_two(task: Task, first: Move) -> tuple[Move, Timing | None]:
     """Without a contest: the faster of all rewrites and only the sure ones, where some are not, timed in one run."""
-    sure = [move for move in drops(task.model, first, task.looking) if move.doubted]
+    sure = certain(task.model, first, task.looking)
     if not sure:
         return first, None
     seconds = max(task.timing_seconds, Cost.of(task.model, task.looking.inputs, task.options).seconds(4))

@@ -6,12 +6,13 @@ whole interval; what was in doubt goes when the model is no slower without it.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import zip_longest
 
 from rewriter.model import Model
-from rewriter.moves import Move, additions, drops
+from rewriter.moves import Move, additions, certain, drops
 from rewriter.pareto import Variant
 from rewriter.propose import Applied
 from rewriter.saving import file_bytes
@@ -52,16 +53,16 @@ def contest(task: Task, first: Move, until: float, cost: Cost) -> Won:
     for turn in range(1, 1 + len(task.rules) * 2):  # steps that go back and forth come to an end
         if cost.sessions(ring.left) < LEAST_SESSIONS:
             return Won(best, ring.seen, complete=False)
-        steps = _steps(task, best, first=turn == 1)
-        waiting = [move for move in steps if move.identity not in tried]
         moved = False
-        while waiting and not moved:
-            room = min(cost.sessions(ring.left) - 2 - bool(best.applied), _MOST_RIVALS, _fitting(task.model))
-            if room < 1 or task.patience.stopped:
-                return Won(best, ring.seen, complete=False)
-            rivals, waiting = waiting[:room], waiting[room:]
-            tried |= {move.identity for move in rivals}
-            best, moved = ring.fought(best, rivals, turn)
+        for steps in (functools.partial(_more, task, best, first=turn == 1), functools.partial(_fewer, task, best)):
+            waiting = [] if moved else [move for move in steps() if move.identity not in tried]
+            while waiting and not moved:
+                room = min(cost.sessions(ring.left) - 2 - bool(best.applied), _MOST_RIVALS, _fitting(task.model))
+                if room < 1 or task.patience.stopped:
+                    return Won(best, ring.seen, complete=False)
+                rivals, waiting = waiting[:room], waiting[room:]
+                tried |= {move.identity for move in rivals}
+                best, moved = ring.fought(best, rivals, turn)
         if not moved:
             break
     return Won(best, ring.seen, complete=not task.patience.stopped)
@@ -72,22 +73,25 @@ def _fitting(model: Model) -> int:
     return max(1, int(_MOST_BYTES / max(1, file_bytes(model))))
 
 
-def _steps(task: Task, best: Move, *, first: bool) -> list[Move]:
-    """All sets one step away: without what is in doubt, then more of each pass, then less of each.
+def _more(task: Task, best: Move, *, first: bool) -> list[Move]:
+    """Sets one step away: without what is in doubt, then with more of each pass.
 
     At `first` each pass alone, too: picked place by place among the noise, what only pays together is scattered.
     """
     looking = task.looking
     looking.progress("looking for other sets of rewrites", 0, 0)
     able = allowed(task.rules, looking)
-    without = drops(task.model, best, looking)
     more = additions(best, able, task.settings, looking)
     alone = additions(Move("", task.model, ()), able, task.settings, looking) if best.applied and first else []
     return [
-        *(move for move in without if move.doubted),
+        *certain(task.model, best, looking),
         *(move for pair in zip_longest(alone, more) for move in pair if move is not None),
-        *(move for move in without if not move.doubted),
     ]
+
+
+def _fewer(task: Task, best: Move) -> list[Move]:
+    """Sets without a pass, which take long to make: only where nothing else is better."""
+    return drops(task.model, best, task.looking)
 
 
 @dataclass(frozen=True)

@@ -65,16 +65,27 @@ def additions(best: Move, rules: Mapping[str, Pass], settings: Mapping[str, Sett
     return sorted((move for move in moves if move.promise > 0), key=lambda move: -move.promise)
 
 
-def drops(model: Model, best: Move, looking: Looking) -> list[Move]:
-    """`best` without what was not surely faster in context, and without each pass; `model` is the original."""
+def certain(model: Model, best: Move, looking: Looking) -> list[Move]:
+    """`best` without what was not surely faster in context, if that is something and not all; `model`: the original."""
     doubtful = [done for done in best.applied if not done.sure]
-    groups = [("only what is surely faster in context", doubtful, True)] if doubtful else []
+    if not doubtful:
+        return []
+    return _without(model, best, {"only what is surely faster in context": doubtful}, looking, doubted=True)
+
+
+def drops(model: Model, best: Move, looking: Looking) -> list[Move]:
+    """`best` without each of its passes; `model` is the original."""
     by_name: dict[str, list[Applied]] = {}
     for done in best.applied:
-        by_name.setdefault(label(done.step), []).append(done)
-    groups += [(f"without {name}", group, False) for name, group in by_name.items()]
+        by_name.setdefault(f"without {label(done.step)}", []).append(done)
+    return _without(model, best, by_name, looking, doubted=False)
+
+
+def _without(
+    model: Model, best: Move, groups: Mapping[str, list[Applied]], looking: Looking, *, doubted: bool
+) -> list[Move]:
     found = []
-    for name, group, doubted in groups:
+    for name, group in groups.items():
         rest = [done for done in best.applied if all(done is not other for other in group)]
         if rest:
             without, kept = remade(model, rest, looking.options)

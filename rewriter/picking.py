@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from weakref import WeakKeyDictionary
 
 from rewriter.channels import Channels, Link
 from rewriter.graph import Graph
+
+_FOUND: WeakKeyDictionary[Graph, dict[int, list[list[Link]]]] = WeakKeyDictionary()
+"""By graph and convolution, found once for each graph."""
 
 
 def picks_near(graph: Graph, channels: Channels, node: int) -> list[list[Link]]:
@@ -14,7 +18,12 @@ def picks_near(graph: Graph, channels: Channels, node: int) -> list[list[Link]]:
     It is the first convolution that reads the channels picked, or where none does the last one before.  A pick of a
     pick is given as one of the first tensor, with both nodes.
     """
-    return [found for found in _picks(graph, channels).values() if _stands_for(graph, channels, found) == node]
+    if graph not in _FOUND:
+        standing: dict[int, list[list[Link]]] = {}
+        for found in _picks(graph, channels).values():
+            standing.setdefault(_stands_for(graph, channels, found), []).append(found)
+        _FOUND[graph] = standing
+    return _FOUND[graph].get(node, [])
 
 
 def _picks(graph: Graph, channels: Channels) -> dict[str, list[Link]]:
