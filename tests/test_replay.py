@@ -17,7 +17,15 @@ from fake_cuda import CUDA, fake_cuda
 from graphs import grouped_conv, save_with_data
 from models.resnext import ResNeXt, resnext_model
 from rewriter import equivalence
-from rewriter.certificate import Certificate, certificate_of, certify, load_certificate, replay, replayable
+from rewriter.certificate import (
+    Certificate,
+    certificate_of,
+    certify,
+    load_certificate,
+    of_the_stamped,
+    replay,
+    replayable,
+)
 from rewriter.certificate import replaying as module
 from rewriter.certificate.making import environment
 from rewriter.equivalence import Audit, AuditOptions, audit, cross_audit
@@ -360,7 +368,7 @@ def test_an_audit_that_can_be_made_again_is_not_made_twice(monkeypatch: pytest.M
     with monkeypatch.context() as patch:
         patch.setattr(equivalence, "audit", None)
         assert certify(before, after, RunOptions(), found).audit == found
-        made = certify(before, stamped, RunOptions(), found)
+        made = certify(before, stamped, RunOptions(), of_the_stamped(found, stamped))
     assert made.after is not None
     assert made.after.sha256 == stamped.sha256 == made.audits[0].after_sha256
     assert replay(made, before, stamped).same
