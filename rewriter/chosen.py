@@ -76,7 +76,7 @@ def choice(task: Task) -> Chosen:
 
 def _plain(task: Task, found: Found) -> Chosen:
     first = Move(_ALL[task.objective], found.model, tuple(found.applied))
-    return Chosen(_as_recorded(task, first), found.attempts, complete=not task.patience.stopped)
+    return Chosen(_as_recorded(task, first), found.attempts)
 
 
 def _as_recorded(task: Task, best: Move) -> Move:

@@ -204,8 +204,8 @@ def optimize(
         reason = _nothing_done(model, _none_better(objective, attempts))
         outcome = replace(_unchanged(model, attempts, reason), inputs=inputs)
     notes += (_INTERRUPTED,) if patience.stopped else ()
-    complete = found.complete and not patience.stopped
-    return replace(outcome, notes=(*notes, *outcome.notes, *_remember(task, memory, kept, outcome, complete=complete)))
+    kept_notes = _remember(task, memory, kept, outcome, complete=found.complete)
+    return replace(outcome, notes=(*notes, *outcome.notes, *kept_notes))
 
 
 def _fitting(model: Model, options: RunOptions, objective: Objective) -> tuple[Inputs, RunOptions, tuple[str, ...]]:

@@ -64,7 +64,7 @@ class Task:
         """Whether a model timed so may be written: faster, or as fast where speed is not the objective."""
         if self.about_speed:
             return timing.verdict == "FASTER"
-        if timing.interval is None or timing.smallest_effect is None or timing.verdict == "SLOWER":
+        if timing.interval is None or timing.smallest_effect is None:
             return False
         low, high = timing.interval
         noise = min(_MOST_NOISE, max(_NO_SLOWER, timing.smallest_effect))

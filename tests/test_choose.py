@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import onnx
 import pytest
 
 from programs import program
-from rewriter.choose import Choice, _expected, better_half, compatible
+from rewriter.choose import Choice, Place, _decide, _expected, better_half, compatible
 from rewriter.context import neighbourhood
 from rewriter.model import Model
 from rewriter.propose import Applied, Step
@@ -68,3 +69,12 @@ def test_in_the_noise_what_a_pass_usually_gives_counts_the_more_the_wider_the_in
     assert of(1.3, 1.2, 1.4, "FASTER") == 1.3
     alone = replace(timing(1.2, "NOISE"), interval=None)
     assert _expected(option, alone, {}) == pytest.approx(1.2)
+
+
+def test_what_is_slower_there_never_wins_whatever_its_pass_usually_gives() -> None:
+    option = choice("y", 1, 1, frozenset()).applied
+    place = Place("y", (option,), frozenset(), (), (), onnx.ModelProto(), "key", 1)
+    slower = replace(timing(0.9, "SLOWER"), interval=(0.6, 0.99))
+    assert _expected(option, slower, {"regroup": 1.5}) > 1.02
+    winner, (attempt,) = _decide(place, [slower], "y", {"regroup": 1.5})
+    assert (winner, attempt.outcome) == (None, "slower")

@@ -234,3 +234,18 @@ def test_a_plan_of_a_contest_gives_the_same_bytes(model: Model, machine: Machine
     assert first.changed
     assert len(machine.wholes) == seen + 1  # only the last timing
     assert second.model.to_bytes() == first.model.to_bytes()
+
+
+@pytest.mark.parametrize("room", [2, 100])
+def test_a_plan_is_complete_only_where_the_contest_came_to_its_end(
+    room: int, model: Model, machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The contest begins in either case; in one there is no room for a rival then."""
+    left = iter([100, 100])  # asked whether there is to be a contest, and whether it may begin
+    monkeypatch.setattr(rewriter.whole_timing.Cost, "sessions", lambda *_: next(left, room))
+    store = Store(tmp_path / "records.sqlite3")
+    machine.context = lambda name: timing(1.5, "FASTER") if "block1" in name else timing(1.01, "NOISE")
+    machine.whole = lambda regrouped, splits: 1.3 if regrouped + splits else 1.0
+    assert run(model, memory=Memory(store, environment_of(Runtime()))).changed
+    (plan,) = store.plans()
+    assert plan.complete == (room == 100)

@@ -92,10 +92,10 @@ def test_pieces_that_end_otherwise_are_not_taken_for_one() -> None:
 def test_pieces_with_activations_of_their_own_keep_them_when_they_are_picked(bound: float) -> None:
     """One half is clipped, the other is not, a Relu is behind both: which half is which matters."""
 
-    def halves(clipped: str, free: str, taken: str) -> onnx.ModelProto:
+    def halves(clipped: str, free: str, taken: str, mark: str = "") -> onnx.ModelProto:
         model = program(
-            f"a = Conv (x, {clipped}) c = Conv (x, {free}) d = Concat <axis = 1> (a, c) r = Relu (d) "
-            f"{taken} = Split <axis = 1> (r, sizes)",
+            f"a{mark} = Conv (x, {clipped}) c{mark} = Conv (x, {free}) d{mark} = Concat <axis = 1> (a{mark}, c{mark}) "
+            f"r{mark} = Relu (d{mark}) {taken} = Split <axis = 1> (r{mark}, sizes)",
             y="y z",
             x="float[1,8,5,5]",
             w=W,
@@ -109,7 +109,7 @@ def test_pieces_with_activations_of_their_own_keep_them_when_they_are_picked(bou
         model.opset_import.append(onnx.helper.make_opsetid("com.microsoft", 1))
         return model
 
-    before, after = halves("w", "v", "y, z"), halves("v", "w", "z, y")
+    before, after = halves("w", "v", "y, z"), halves("v", "w", "z, y", "2")
     verdict, proof = judged(before, after)
     assert verdict != "equivalent"
     assert proof != "pass"
