@@ -119,11 +119,20 @@ def test_pieces_with_activations_of_their_own_keep_them_when_they_are_picked(bou
 def test_a_part_that_goes_on_inside_is_paired_whichever_part_it_is(leaving: str) -> None:
     """Of the two parts of an activation one leaves the region and the other one is convolved there."""
     inner = "q" if leaving == "p" else "p"
-    body = f"t = Conv (x, w) r = Relu (t) p, q = Split <axis = 1> (r, sizes) y = Conv <group = {{}}> ({inner}, v)"
+    grouped = RNG.standard_normal((6, 4, 1, 1)).astype(np.float32)
     narrow = RNG.standard_normal((3, 1, 1, 1)).astype(np.float32)
-    wide = np.zeros((3, 3, 1, 1), np.float32)
+    dense, wide = np.zeros((6, 8, 1, 1), np.float32), np.zeros((3, 3, 1, 1), np.float32)
+    dense[:3, :4], dense[3:, 4:] = grouped[:3], grouped[3:]
     wide[range(3), range(3)] = narrow[:, 0]
-    both = W.copy()
-    before = program(body.format(3), y=f"{leaving} y", x="float[1,8,5,5]", w=both, v=narrow, sizes=[3, 3])
-    after = program(body.format(1), y=f"{leaving} y", x="float[1,8,5,5]", w=both, v=wide, sizes=[3, 3])
+
+    def network(first: int, second: int, mark: str, **weights: Any) -> onnx.ModelProto:
+        """Tensors inside have names of their own, so that the whole is one region."""
+        p, q = (name if name == leaving else name + mark for name in ("p", "q"))
+        body = (
+            f"t{mark} = Conv <group = {first}> (x, w) r{mark} = Relu (t{mark}) "
+            f"{p}, {q} = Split <axis = 1> (r{mark}, sizes) y = Conv <group = {second}> ({inner}{mark}, v)"
+        )
+        return program(body, y=f"{leaving} y", x="float[1,8,5,5]", sizes=[3, 3], **weights)
+
+    before, after = network(2, 3, "", w=grouped, v=narrow), network(1, 1, "2", w=dense, v=wide)
     assert judged(before, after) == ("equivalent", "pass")
